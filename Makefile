@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Every target makes .venv and installs what it needs when that is missing or out of date.
+PYTHON ?= python3
+# AUTO, ON or OFF: compile the CUDA kernels
+KOOPFAST_CUDA ?= AUTO
+# ON: warnings in our own C++ and CUDA code are errors
+KOOPFAST_WERROR ?= OFF
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Tests and demo run what is installed, so the stamp depends on all that is (folders too: a file that is
+# removed changes nothing but its folder). Other options need another stamp.
+SOURCES := $(shell find cpp cuda python -name __pycache__ -prune -o -print 2>/dev/null)
+TOOLS := .venv/.tools
+INSTALLED := .venv/.installed-cuda-$(KOOPFAST_CUDA)-werror-$(KOOPFAST_WERROR)
+CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+# The source tree must never stand in for the installed package.
+unexport PYTHONPATH
+
+.PHONY: help demo test doctest bench lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(INSTALLED) ## two trainings, with and without Koopman jumps, and a report (DEMO_ARGS)
+	$(BIN)/python -m koopfast demo $(DEMO_ARGS)
+
+test: $(INSTALLED) ## tests and docstring examples, on the installed package (PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --doctest-modules --pyargs koopfast
+
+bench: $(INSTALLED) ## benchmarks (BENCH_ARGS)
+	$(BIN)/pytest bench --benchmark-only $(BENCH_ARGS)
+
+lint: lint-python lint-types lint-stubs lint-cpp ## every static check
+	$(BIN)/pre-commit validate-config
+
+lint-python: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-types: $(INSTALLED)
+	$(BIN)/mypy
+
+lint-stubs: $(INSTALLED)
+	$(BIN)/python -m mypy.stubtest koopfast._native --mypy-config-file pyproject.toml
+
+lint-cpp: $(INSTALLED)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(INSTALLED) ## put all code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean: ## remove what builds and tools leave behind
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find cpp cuda python tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## the same, and .venv and the demo's output
+	rm -rf .venv out
+
+# cmake comes from the package index only where the machine has none.
+$(TOOLS): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("koopfast needs Python 3.10 or newer; pass PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt scikit-build-core pybind11 cmeel-eigen ninja $$(command -v cmake >/dev/null || echo cmake)
+	@touch $@
+
+# Without isolation and with a kept build folder, so that a changed file costs one compile, not all.
+$(INSTALLED): $(TOOLS) pyproject.toml CMakeLists.txt LICENSE NOTICE README.md $(SOURCES)
+	@rm -f .venv/.installed-*
+	$(PIP) install --no-build-isolation -c constraints.txt -C build-dir=build/make \
+	  -C cmake.define.KOOPFAST_CUDA=$(KOOPFAST_CUDA) -C cmake.define.KOOPFAST_WERROR=$(KOOPFAST_WERROR) \
+	  '.[demo,plots,bench,dev]'
+	@touch $@

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Koopman training for PyTorch: predict the weights many optimizer steps ahead.
+
+Watch a stretch of ordinary training, fit a linear operator to it, apply powers of that operator to
+the weights, keep the result only where the loss agrees. :class:`KoopmanTrainer` does all four;
+the other names are its parts, usable alone.
+
+The names below are imported when they are first used, so that ``import koopfast`` and
+``koopfast --help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from koopfast.errors import (
+    CheckpointError,
+    ConfigError,
+    KoopfastError,
+    KoopmanWarning,
+    ParameterChangedError,
+    UnsupportedParameterError,
+)
+
+if TYPE_CHECKING:
+    from koopfast._build import BuildInfo, build_info
+    from koopfast.config import KoopmanConfig
+    from koopfast.history import History, JumpRecord
+    from koopfast.operator import KoopmanOperator
+    from koopfast.partition import Partition
+    from koopfast.snapshots import SnapshotBuffer
+    from koopfast.trainer import KoopmanTrainer
+
+    __version__: str
+
+__all__ = [
+    "BuildInfo",
+    "CheckpointError",
+    "ConfigError",
+    "History",
+    "JumpRecord",
+    "KoopfastError",
+    "KoopmanConfig",
+    "KoopmanOperator",
+    "KoopmanTrainer",
+    "KoopmanWarning",
+    "ParameterChangedError",
+    "Partition",
+    "SnapshotBuffer",
+    "UnsupportedParameterError",
+    "__version__",
+    "build_info",
+]
+
+# public name -> the module that defines it
+_HOME = {
+    "BuildInfo": "koopfast._build",
+    "History": "koopfast.history",
+    "JumpRecord": "koopfast.history",
+    "KoopmanConfig": "koopfast.config",
+    "KoopmanOperator": "koopfast.operator",
+    "KoopmanTrainer": "koopfast.trainer",
+    "Partition": "koopfast.partition",
+    "SnapshotBuffer": "koopfast.snapshots",
+    "build_info": "koopfast._build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    value: Any
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("koopfast")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'koopfast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
