@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the trainer does, when, and with which operator: one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import ConfigError
+from .partition import PARTITION_KINDS, Partition, check_choice, did_you_mean, listed, whole
+
+__all__ = ["KoopmanConfig"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "observables": ("state", "increments"),
+    "method": ("gram", "qr"),
+    "unstable": ("clip", "keep"),
+    "guard": ("probe", "finite"),
+    "optimizer_state": ("keep", "reset"),
+}
+_LEAST: dict[str, int] = {
+    "window": 2,
+    "stride": 1,
+    "delays": 1,
+    "max_horizon": 1,
+    "warmup": 0,
+    "cooldown": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KoopmanConfig:
+    """How a :class:`~koopfast.KoopmanTrainer` records, fits, jumps and checks.
+
+    Three units are kept apart: optimizer *steps*, recorded *snapshots* (one every ``stride``
+    steps) and *windows* (``window`` snapshots, which take ``window * stride`` steps).
+
+    Attributes:
+        partition: which weights are predicted together: "network", "layer", "node", "quasi_node",
+            "weight", or a :class:`~koopfast.Partition` of your own.
+        node_size: most weights in a block; for "quasi_node", and only there.
+        observables: "state" fits a linear map of the weights (the paper's), "increments" one of
+            their differences between snapshots, which is the same as an affine map.
+        delays: how many consecutive observables are stacked; more than one for methods with
+            momentum, whose memory is longer than one step.
+        window: snapshots in a fit.
+        stride: optimizer steps from one snapshot to the next.
+        average: store the mean over each ``stride`` steps instead of the last one; against noise.
+        rank: directions kept in a block: a number, "auto" (chosen from the data by hindcast), or
+            None (all whose singular value lies above the tolerance).
+        tolerance: singular values up to this fraction of the largest are dropped; None takes what
+            the precision of ``method`` allows.
+        method: "gram" (fast; sees singular values down to about 1e-7 of the largest) or "qr"
+            (slower; down to about 1e-13).
+        symmetric: fit a self-adjoint operator (gradient flow near a minimum is).
+        unstable: what is done with eigenvalues outside the unit circle: "clip" moves them onto it,
+            "keep" leaves them.
+        horizon: optimizer steps to jump, or "search": try ¼, ½, 1, 2, 4, … windows and keep what
+            the guard likes best.
+        max_horizon: longest jump that "search" tries, in windows.
+        guard: "probe" accepts a jump only if the probe's loss goes down, "finite" if all predicted
+            weights are finite numbers.
+        warmup: optimizer steps before the first recording.
+        cooldown: optimizer steps after a jump before recording begins again.
+        optimizer_state: after a jump, "keep" the optimizer's state or "reset" it.
+
+    Raises:
+        ConfigError: a field has a value that cannot work; the message names it.
+
+    Example:
+        >>> KoopmanConfig(partition="node", window=16).replace(stride=2).window
+        16
+    """
+
+    partition: str | Partition = "layer"
+    node_size: int | None = None
+    observables: Literal["state", "increments"] = "increments"
+    delays: int = 1
+    window: int = 32
+    stride: int = 4
+    average: bool = False
+    rank: int | Literal["auto"] | None = "auto"
+    tolerance: float | None = None
+    method: Literal["gram", "qr"] = "gram"
+    symmetric: bool = False
+    unstable: Literal["clip", "keep"] = "clip"
+    horizon: int | Literal["search"] = "search"
+    max_horizon: int = 256
+    guard: Literal["probe", "finite"] = "probe"
+    warmup: int = 0
+    cooldown: int = 0
+    optimizer_state: Literal["keep", "reset"] = "keep"
+
+    def __post_init__(self) -> None:
+        for field, known in _CHOICES.items():
+            check_choice(field, getattr(self, field), known)
+        for field, least in _LEAST.items():
+            self._store(field, whole(field, getattr(self, field), least))
+        for field in ("average", "symmetric"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
+        if self.rank is not None and self.rank != "auto":
+            self._store("rank", whole("rank", self.rank, 1, 'or "auto" or None'))
+        if self.horizon != "search":
+            hint = 'of optimizer steps, or "search"'
+            self._store("horizon", whole("horizon", self.horizon, 1, hint))
+        self._check_tolerance()
+        self._check_partition()
+        self._check_window()
+
+    @classmethod
+    def paper(
+        cls,
+        horizon: int,
+        partition: str | Partition = "node",
+        *,
+        window: int = 100,
+        warmup: int = 0,
+        node_size: int | None = None,
+    ) -> KoopmanConfig:
+        """Algorithm 1 of Dogra & Redman (NeurIPS 2020, arXiv 2006.02361) and nothing added.
+
+        The weights themselves are the observables, every step is recorded, all directions are
+        kept, eigenvalues are left as they are, and every jump is taken if it is finite.
+
+        Args:
+            horizon: optimizer steps to jump (the paper's T).
+            partition: as the field; "node" is the paper's node-wise Koopman operator.
+            window: optimizer steps to learn from (the paper's t2 - t1).
+            warmup: optimizer steps before that (the paper's t1).
+            node_size: as the field.
+
+        Raises:
+            ConfigError: ``horizon`` is not a number of steps, or another value cannot work.
+
+        Example:
+            >>> KoopmanConfig.paper(500, window=200).observables
+            'state'
+        """
+        return cls(
+            partition=partition,
+            node_size=node_size,
+            observables="state",
+            window=window,
+            stride=1,
+            rank=None,
+            unstable="keep",
+            horizon=whole("horizon", horizon, 1, "of optimizer steps"),
+            guard="finite",
+            warmup=warmup,
+            optimizer_state="keep",
+        )
+
+    def replace(self, **overrides: Any) -> KoopmanConfig:
+        """A copy with some fields changed, checked anew.
+
+        Raises:
+            ConfigError: a name is not a field, or a value cannot work.
+        """
+        _check_fields(overrides)
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as numbers, strings, lists and (for a large Partition) tensors.
+
+        What comes can be saved with ``torch.save`` and loaded with ``weights_only=True``.
+        """
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.partition, Partition):
+            fields["partition"] = self.partition.to_dict()
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> KoopmanConfig:
+        """The configuration that :meth:`to_dict` wrote; fields that are missing get their default.
+
+        Raises:
+            ConfigError: a name is not a field, or a value cannot work.
+        """
+        _check_fields(fields)
+        values = dict(fields)
+        if isinstance(values.get("partition"), Mapping):
+            values["partition"] = Partition.from_dict(values["partition"])
+        return cls(**values)
+
+    def _store(self, field: str, value: object) -> None:
+        object.__setattr__(self, field, value)
+
+    def _check_tolerance(self) -> None:
+        t: Any = self.tolerance
+        if t is None:
+            return
+        if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 <= t < 1:
+            raise ConfigError(
+                "tolerance: expected a fraction of the largest singular value, at least 0 and "
+                f"below 1, or None, got {t!r}"
+            )
+
+    def _check_partition(self) -> None:
+        if not isinstance(self.partition, Partition):
+            if not isinstance(self.partition, str):
+                raise ConfigError(
+                    f"partition: expected one of {listed(PARTITION_KINDS)} or a Partition, "
+                    f"got {type(self.partition).__name__}"
+                )
+            check_choice("partition", self.partition, PARTITION_KINDS)
+        if self.partition == "quasi_node":
+            if self.node_size is None:
+                raise ConfigError(
+                    'node_size: partition="quasi_node" needs the most weights that a block may '
+                    "have, got None; pass for example node_size=16"
+                )
+            self._store("node_size", whole("node_size", self.node_size, 1))
+        elif self.node_size is not None:
+            raise ConfigError(
+                f'node_size: only partition="quasi_node" takes it, got {self.node_size!r} with '
+                f"partition={self.partition!r}; leave it out or change the partition"
+            )
+
+    def _check_window(self) -> None:
+        # A fit pairs an observable with its successor: two snapshots for a state, one more for a
+        # difference, one more for each delay beyond the first.
+        least = self.delays + (2 if self.observables == "increments" else 1)
+        if self.window < least:
+            raise ConfigError(
+                f'window: expected at least {least} snapshots for observables="{self.observables}" '
+                f"with delays={self.delays}, got {self.window}; take more snapshots or fewer delays"
+            )
+
+
+def _check_fields(names: Iterable[str]) -> None:
+    known = tuple(f.name for f in dataclasses.fields(KoopmanConfig))
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"unknown field {name!r}{did_you_mean(name, known)}; "
+                f"KoopmanConfig has {', '.join(known)}"
+            )
