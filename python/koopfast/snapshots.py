@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Snapshots of the parameters in one allocation, a row a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .parameters import ParameterVector, as_named
+from .partition import whole
+
+__all__ = ["SnapshotBuffer"]
+
+# Views of a row cost about a microsecond and half a kilobyte each. They are kept from window to
+# window up to this many (32 snapshots of 2,000 parameters), and made anew each time beyond.
+_MOST_VIEWS = 65_536
+
+
+class SnapshotBuffer:
+    """The last states of a training run, (capacity, n), recorded as it goes.
+
+    Call :meth:`record` once per optimizer step. Every ``stride``-th call stores a row: the
+    parameters as they are then, or with ``average=True`` their mean over the last ``stride``
+    calls. When all rows are stored, further calls change nothing until :meth:`clear`. Values that
+    are not finite are recorded as they are; the fit reports them.
+
+    Memory is allocated at the first call, ``capacity * n`` numbers of the dtype that the
+    parameters' dtypes promote to, on their device, and kept until the buffer goes.
+
+    Args:
+        parameters: what to record: a model (its trainable parameters), a
+            :class:`~koopfast.parameters.ParameterVector`, or an iterable of parameters or of
+            (name, parameter) pairs.
+        capacity: how many snapshots there is room for, at least 2.
+        stride: optimizer steps from one snapshot to the next.
+        average: store means instead of momentary values.
+
+    Attributes:
+        vector: the parameters that are recorded.
+        capacity, stride, average: as given.
+
+    Raises:
+        ConfigError: ``capacity`` below 2 or ``stride`` below 1, or nothing to record.
+        UnsupportedParameterError: a parameter is integer, complex, sparse, on the meta device, ...
+
+    Example:
+        >>> from torch import nn
+        >>> buffer = SnapshotBuffer(nn.Linear(3, 2), capacity=4, stride=2)
+        >>> [buffer.record() for step in range(4)]
+        [False, True, False, True]
+        >>> tuple(buffer.snapshots.shape)
+        (2, 8)
+    """
+
+    def __init__(
+        self,
+        parameters: ParameterVector | nn.Module | Iterable[Tensor | tuple[str, Tensor]],
+        capacity: int,
+        stride: int = 1,
+        average: bool = False,
+    ) -> None:
+        self.capacity = whole("capacity", capacity, 2, "snapshots (a fit pairs two)")
+        self.stride = whole("stride", stride, 1)
+        self.average = bool(average)
+        self.vector = (
+            parameters
+            if isinstance(parameters, ParameterVector)
+            else ParameterVector(as_named(parameters))
+        )
+        self._count = 0
+        self._phase = 0  # calls since the last row was stored
+        self._rows: Tensor | None = None
+        self._views: list[list[Tensor] | None] = [None] * self.capacity
+        self._sum: Tensor | None = None  # of the calls since then, where they are averaged
+        self._sum_views: list[Tensor] = []
+
+    def record(self) -> bool:
+        """Note one optimizer step; True if it stored a row.
+
+        Raises:
+            ParameterChangedError: a parameter was resized, cast, moved or (un)frozen.
+        """
+        if self.full:
+            return False
+        phase = self._phase + 1
+        due = phase == self.stride
+        if self.average and self.stride > 1:
+            self._add(first=phase == 1)
+            if due:
+                self._store_mean()
+        elif due:
+            self._store_state()
+        # Counted last: an interrupt on the way leaves the row unstored, not half-stored.
+        self._count += due
+        self._phase = 0 if due else phase
+        return due
+
+    @property
+    def snapshots(self) -> Tensor:
+        """The rows stored so far, (count, n), oldest first: a view, overwritten after a clear."""
+        if self._rows is None:
+            return torch.empty(0, self.vector.n, dtype=self.vector.dtype, device=self.vector.device)
+        return self._rows[: self._count]
+
+    @property
+    def count(self) -> int:
+        """How many rows are stored."""
+        return self._count
+
+    @property
+    def full(self) -> bool:
+        """Whether all ``capacity`` rows are stored."""
+        return self._count == self.capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for rows and running sum: 0 before the first call of :meth:`record`."""
+        return sum(t.nbytes for t in (self._rows, self._sum) if t is not None)
+
+    def clear(self) -> None:
+        """Forget all rows and a stride that has begun; the memory is kept for the next window."""
+        self._count = 0
+        self._phase = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, the running sum and the place in the stride, as numbers, strings and tensors.
+
+        Copies, so later recording does not change them.
+        """
+        partial = self._sum is not None and self._phase > 0
+        return {
+            "names": list(self.vector.names),
+            "lengths": list(self.vector.lengths),
+            "capacity": self.capacity,
+            "stride": self.stride,
+            "average": self.average,
+            "phase": self._phase,
+            "snapshots": self.snapshots.clone(),
+            "sum": self._sum.clone() if partial and self._sum is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, bit for bit, on this buffer's device.
+
+        Raises:
+            CheckpointError: the state is of other parameters, of another capacity, stride or
+                averaging, or incomplete; this buffer is then as it was.
+        """
+        rows, total, phase = self._checked(state)
+        self._count = 0
+        if rows.shape[0] > 0:
+            self._allocated()[: rows.shape[0]].copy_(rows)
+        if total is not None:
+            self._running_sum().copy_(total)
+        self._phase = phase
+        self._count = rows.shape[0]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return (
+            f"SnapshotBuffer({self._count} of {self.capacity} snapshots, n={self.vector.n}, "
+            f"stride={self.stride}, average={self.average}, {self.vector.dtype})"
+        )
+
+    def _store_state(self) -> None:
+        self.vector.check_unchanged()
+        self.vector.read_into_views(self._row_views())
+
+    def _store_mean(self) -> None:
+        total = self._running_sum()
+        with torch.no_grad():
+            torch.div(total, self.stride, out=self._allocated()[self._count])
+
+    def _add(self, first: bool) -> None:
+        self.vector.check_unchanged()
+        self._running_sum()
+        if first:
+            self.vector.read_into_views(self._sum_views)
+        else:
+            with torch.no_grad():
+                torch._foreach_add_(self._sum_views, self.vector.parameters)
+
+    def _row_views(self) -> list[Tensor]:
+        row = self._count
+        views = self._views[row]
+        if views is None:
+            views = self.vector.views(self._allocated()[row])
+            if self.capacity * len(self.vector) <= _MOST_VIEWS:
+                self._views[row] = views
+        return views
+
+    def _allocated(self) -> Tensor:
+        if self._rows is None:
+            shape = (self.capacity, self.vector.n)
+            self._rows = torch.empty(shape, dtype=self.vector.dtype, device=self.vector.device)
+        return self._rows
+
+    def _running_sum(self) -> Tensor:
+        if self._sum is None:
+            # 8 or 11 bits of mantissa would lose the small steps of a long stride.
+            dtype = torch.promote_types(self.vector.dtype, torch.float32)
+            self._sum = torch.empty(self.vector.n, dtype=dtype, device=self.vector.device)
+            self._sum_views = self.vector.views(self._sum)
+        return self._sum
+
+    def _checked(self, state: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, int]:
+        own = {
+            "names": list(self.vector.names),
+            "lengths": list(self.vector.lengths),
+            "capacity": self.capacity,
+            "stride": self.stride,
+            "average": self.average,
+        }
+        missing = [key for key in (*own, "phase", "snapshots", "sum") if key not in state]
+        if missing:
+            raise CheckpointError(
+                f"snapshots: expected what SnapshotBuffer.state_dict gives, {missing[0]!r} is "
+                "missing"
+            )
+        for key, expected in own.items():
+            if state[key] != expected:
+                raise CheckpointError(
+                    f"snapshots: {key} of the checkpoint and of this buffer differ: "
+                    f"{_difference(state[key], expected)}; make the buffer as it was when saved"
+                )
+        rows, total, phase = state["snapshots"], state["sum"], state["phase"]
+        n, dtype = self.vector.n, self.vector.dtype
+        if not isinstance(rows, Tensor) or rows.shape[1:] != (n,) or rows.dtype != dtype:
+            came = getattr(rows, "dtype", type(rows).__name__)
+            raise CheckpointError(
+                f"snapshots: expected {dtype} of shape (count, {n}), got {came} of shape "
+                f"{tuple(getattr(rows, 'shape', ()))}; cast the model as it was when saved"
+            )
+        wants_sum = self.average and self.stride > 1 and phase > 0
+        if (
+            rows.shape[0] > self.capacity
+            or not 0 <= phase < self.stride
+            or (total is None) == wants_sum
+            or (total is not None and total.shape != (n,))
+        ):
+            raise CheckpointError(
+                f"snapshots: the checkpoint contradicts itself: {rows.shape[0]} rows of "
+                f"{self.capacity}, step {phase} of a stride of {self.stride}, running sum "
+                f"{'missing' if total is None else tuple(total.shape)}"
+            )
+        return rows, total, phase
+
+
+def _difference(saved: Any, own: Any) -> str:
+    """The first entry in which two lists differ, or the two values."""
+    if isinstance(saved, list) and isinstance(own, list):
+        if len(saved) != len(own):
+            return f"{len(saved)} parameters were saved, {len(own)} are recorded"
+        k = next(k for k in range(len(own)) if saved[k] != own[k])
+        return f"parameter {k} was {saved[k]!r}, is {own[k]!r}"
+    return f"{saved!r} was saved, {own!r} is recorded"
