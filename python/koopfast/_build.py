@@ -61,15 +61,16 @@ def build_info() -> BuildInfo:
         >>> koopfast.build_info().version == koopfast.__version__
         True
     """
+    import numpy as np
+    import torch
+
     try:
-        # First: the extension then shares the OpenMP run-time that torch brings.
-        importlib.import_module("torch")
         from koopfast import _native
-    except ModuleNotFoundError as error:
-        if error.name != "koopfast._native" and "_native" not in str(error):
+    except ImportError as error:
+        if "_native" not in str(error):
             raise
         raise KoopfastError(
-            "the compiled part koopfast._native is missing, so this is a source tree that was never "
+            "the compiled part koopfast._native is missing: this is a source tree that was never "
             "built; install it with 'pip install .' and take the source tree off PYTHONPATH"
         ) from error
     native = _native.build_info()
@@ -92,6 +93,6 @@ def build_info() -> BuildInfo:
         cuda_version=native["cuda_version"] or None,
         cuda_architectures=tuple(native["cuda_architectures"].split()),
         python=".".join(str(part) for part in sys.version_info[:3]),
-        torch=importlib.metadata.version("torch"),
-        numpy=importlib.metadata.version("numpy"),
+        torch=torch.__version__,
+        numpy=np.__version__,
     )
