@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What trying out weights may disturb, saved and put back bit for bit.
+
+One small class for each kind of thing; each saves when it is made and has a ``restore()``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Buffers",
+    "Gradients",
+    "Modes",
+    "OptimizerState",
+    "RandomStreams",
+    "Savepoint",
+    "Weights",
+    "restore_all",
+]
+
+
+class Restorable(Protocol):
+    """Anything that can be put back as it was."""
+
+    def restore(self) -> None: ...
+
+
+class Weights:
+    """Exact copies of parameters, each in its own dtype and memory format."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = tuple(parameters)
+        self._values = [p.detach().clone() for p in self._parameters]
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._values)
+
+
+class Gradients:
+    """The ``.grad`` of every parameter: the very tensors, not copies.
+
+    :meth:`hide` takes them off their parameters, so that a backward pass can neither add to them
+    nor find them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [(p, p.grad) for p in model.parameters()]
+
+    def hide(self) -> None:
+        for p, _ in self._saved:
+            p.grad = None
+
+    def restore(self) -> None:
+        for p, grad in self._saved:
+            p.grad = grad
+
+
+class Buffers:
+    """Values and identity of the buffers of a model (running statistics, counts, caches)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # Always by value: batch normalisation writes its statistics without raising their
+        # version counter, so that an unchanged counter proves nothing.
+        self._saved = [
+            (module, name, buffer, None if _shares_memory(buffer) else buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, name, buffer, value in self._saved:
+            if getattr(module, name, None) is not buffer:
+                setattr(module, name, buffer)
+            if value is None:
+                continue
+            if buffer.shape == value.shape and buffer.dtype == value.dtype:
+                buffer.copy_(value)
+            else:
+                buffer.data = value.clone()
+
+
+def _shares_memory(buffer: Tensor) -> bool:
+    """True for expanded tensors: torch refuses to write to them, so they stay what they are."""
+    if buffer.layout != torch.strided:
+        return False
+    return any(
+        step == 0 < size - 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)
+    )
+
+
+class Modes:
+    """Train or eval, module by module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [(module, module.training) for module in model.modules()]
+
+    def restore(self) -> None:
+        for module, training in self._saved:
+            module.training = training
+
+
+class RandomStreams:
+    """The global random streams: torch on the CPU and on ``device``, Python's and numpy's.
+
+    A ``torch.Generator`` or ``numpy.random.Generator`` of the user's own is out of reach.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._mps = torch.mps.get_rng_state() if device.type == "mps" else None
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()  # noqa: NPY002 - the legacy stream is what users share
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+        if self._mps is not None:
+            torch.mps.set_rng_state(self._mps)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+
+
+class OptimizerState:
+    """The per-parameter state of an optimizer (momenta, step counts), param_groups left alone.
+
+    Args:
+        optimizer: whose ``.state`` to save.
+        copy: False keeps the state's own tensors: enough to undo a :meth:`reset`, which never
+            writes to them. True copies them, which outlives further steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, copy: bool) -> None:
+        self._optimizer = optimizer
+        self._entries: dict[Any, Any] = dict(optimizer.state)
+        if copy:
+            self._entries = {key: _copied(entry) for key, entry in self._entries.items()}
+
+    def restore(self) -> None:
+        """Put the state back. It is handed over, so a saved copy serves once."""
+        state = self._optimizer.state
+        for key in [key for key in state if key not in self._entries]:
+            del state[key]
+        for key, entry in self._entries.items():
+            state[key] = entry
+
+    def reset(self, parameters: Sequence[Tensor]) -> None:
+        """Forget the state of ``parameters``, so that the optimizer starts it anew.
+
+        Adagrad makes its state when it is constructed and expects it to be there, so it gets a
+        new one; for the others the entry is removed.
+        """
+        state = self._optimizer.state
+        if not isinstance(self._optimizer, torch.optim.Adagrad):
+            for p in parameters:
+                state.pop(p, None)
+            return
+        wanted = {id(p) for p in parameters}
+        for group in self._optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in wanted and p in state:
+                    entry = state[p]
+                    start = group["initial_accumulator_value"]
+                    state[p] = {
+                        **entry,
+                        "step": torch.zeros_like(entry["step"]),
+                        "sum": torch.full_like(entry["sum"], start),
+                    }
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested state; parameters that it refers to stay themselves."""
+    if isinstance(value, nn.Parameter):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+def restore_all(*saved: Restorable) -> None:
+    """Restore each of ``saved``, whatever happens to the others, then raise what happened.
+
+    An interrupt from the keyboard does not stop it: it waits until all is back.
+    """
+    troubles = [trouble for item in saved if (trouble := _restore(item)) is not None]
+    if troubles:
+        raise troubles[0]
+
+
+def _restore(item: Restorable) -> BaseException | None:
+    try:
+        item.restore()
+    except KeyboardInterrupt as interrupt:
+        return _restore(item) or interrupt
+    except BaseException as error:
+        return error
+    return None
+
+
+class Savepoint:
+    """Everything that trying out weights may disturb.
+
+    Args:
+        model: whose gradients, buffers and modes are saved.
+        parameters: whose weights are saved, by value.
+        device: where the model lies (for its random stream).
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[Tensor], device: torch.device
+    ) -> None:
+        self.weights = Weights(parameters)
+        self.gradients = Gradients(model)
+        self.buffers = Buffers(model)
+        self.modes = Modes(model)
+        self.random = RandomStreams(device)
+
+    def restore_surroundings(self) -> None:
+        """Put back all but the weights."""
+        restore_all(self.gradients, self.buffers, self.modes, self.random)
+
+    def restore(self) -> None:
+        """Put back everything."""
+        restore_all(self.weights, self.gradients, self.buffers, self.modes, self.random)

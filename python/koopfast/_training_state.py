@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A trainer's state as plain tensors and primitives, and back with every check done first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import KoopmanConfig
+from .errors import CheckpointError, ConfigError, KoopfastError
+from .history import History
+from .parameters import ParameterVector
+from .snapshots import SnapshotBuffer
+
+__all__ = ["TrainingState", "pack", "unpack"]
+
+_FORMAT = 1
+_KEYS = {
+    "format",
+    "config",
+    "parameters",
+    "history",
+    "snapshots",
+    "enabled",
+    "idle",
+    "lag",
+    "needs_gradients",
+    "warned",
+}
+# Differences listed in a message; a thousand of them help nobody.
+_MOST_LISTED = 8
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What :func:`unpack` found, checked, beside the snapshots."""
+
+    history: History
+    enabled: bool
+    idle: int
+    lag: int
+    needs_gradients: bool
+    warned: set[str]
+
+
+def pack(
+    *,
+    config: KoopmanConfig,
+    parameters: ParameterVector,
+    history: History,
+    snapshots: SnapshotBuffer,
+    enabled: bool,
+    idle: int,
+    lag: int,
+    needs_gradients: bool,
+    warned: Iterable[str],
+) -> dict[str, Any]:
+    """The state as a dict that ``torch.load(weights_only=True)`` reads."""
+    return {
+        "format": _FORMAT,
+        "config": config.to_dict(),
+        "parameters": _described(parameters),
+        "history": history.to_dict(),
+        "snapshots": snapshots.state_dict(),
+        "enabled": enabled,
+        "idle": idle,
+        "lag": lag,
+        "needs_gradients": needs_gradients,
+        "warned": sorted(warned),
+    }
+
+
+def unpack(
+    state: Any, config: KoopmanConfig, parameters: ParameterVector, snapshots: SnapshotBuffer
+) -> TrainingState:
+    """Check ``state`` against a trainer's configuration and parameters and read it.
+
+    Args:
+        state: from :func:`pack`.
+        config: the trainer's.
+        parameters: the trainer's.
+        snapshots: a new buffer, filled here.
+
+    Raises:
+        CheckpointError: anything is missing, unknown, malformed or different.
+    """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"state: expected a dict, got {type(state).__name__}")
+    if set(state) != _KEYS:
+        missing, unknown = sorted(_KEYS - set(state)), sorted(map(str, set(state) - _KEYS))
+        raise CheckpointError(
+            f"state: missing keys {missing}, unknown keys {unknown}; expected what "
+            "KoopmanTrainer.state_dict() returned"
+        )
+    if state["format"] != _FORMAT:
+        raise CheckpointError(
+            f"state: expected format {_FORMAT}, got {state['format']!r}, which another version of "
+            "koopfast wrote"
+        )
+    differences = [
+        *_config_differences(state["config"], config),
+        *_parameter_differences(state["parameters"], parameters),
+    ]
+    if differences:
+        listed = "\n  ".join(differences[:_MOST_LISTED])
+        more = len(differences) - _MOST_LISTED
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise CheckpointError(f"state: it belongs to another trainer:\n  {listed}{rest}")
+    loaded = TrainingState(
+        history=History.from_dict(state["history"]),
+        enabled=_flag(state, "enabled"),
+        idle=_count(state, "idle"),
+        lag=_count(state, "lag"),
+        needs_gradients=_flag(state, "needs_gradients"),
+        warned=_names(state, "warned"),
+    )
+    try:
+        snapshots.load_state_dict(state["snapshots"])
+    except CheckpointError:
+        raise
+    except (KoopfastError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"state['snapshots']: {error}") from error
+    return loaded
+
+
+def _described(parameters: ParameterVector) -> list[list[Any]]:
+    named = zip(parameters.names, parameters.parameters, strict=True)
+    return [[name, list(p.shape), str(p.dtype)] for name, p in named]
+
+
+def _config_differences(saved: Any, config: KoopmanConfig) -> list[str]:
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"state['config']: expected a dict, got {type(saved).__name__}")
+    try:
+        other = KoopmanConfig.from_dict(saved)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"state['config']: {error}") from error
+    pairs = (
+        (field.name, getattr(other, field.name), getattr(config, field.name))
+        for field in dataclasses.fields(config)
+    )
+    return [
+        f"{name}: saved {was!r}, this trainer has {now!r}" for name, was, now in pairs if was != now
+    ]
+
+
+def _parameter_differences(saved: Any, parameters: ParameterVector) -> list[str]:
+    ours = _described(parameters)
+    if not isinstance(saved, (list, tuple)):
+        raise CheckpointError(f"state['parameters']: expected a list, got {type(saved).__name__}")
+    if len(saved) != len(ours):
+        return [f"parameters: saved {len(saved)}, this trainer has {len(ours)}"]
+    return [
+        f"parameter: saved {was!r}, this trainer has {now!r}"
+        for was, now in zip(saved, ours, strict=True)
+        if was != now
+    ]
+
+
+def _flag(state: Mapping[str, Any], key: str) -> bool:
+    value = state[key]
+    if not isinstance(value, bool):
+        raise CheckpointError(f"state[{key!r}]: expected True or False, got {value!r}")
+    return value
+
+
+def _count(state: Mapping[str, Any], key: str) -> int:
+    value = state[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise CheckpointError(f"state[{key!r}]: expected an integer of 0 or more, got {value!r}")
+    return value
+
+
+def _names(state: Mapping[str, Any], key: str) -> set[str]:
+    value = state[key]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise CheckpointError(f"state[{key!r}]: expected a list of strings, got {value!r}")
+    return set(value)

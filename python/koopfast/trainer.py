@@ -1,0 +1,577 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Koopman training around any optimizer: when to record, fit, jump and check."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import _training_loop, _training_state
+from ._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
+from .config import KoopmanConfig
+from .errors import ConfigError, KoopfastError, KoopmanWarning
+from .guard import Guard, Probe, Verdict
+from .history import History, JumpRecord, Spread
+from .operator import KoopmanOperator
+from .parameters import ParameterVector, trainable_parameters
+from .partition import Partition
+from .snapshots import SnapshotBuffer
+
+__all__ = ["KoopmanTrainer"]
+
+# Candidates are predicted together up to this much memory. All eleven of a search fit for ten
+# million float32 weights; for a billion, each row is formed alone and only if it is tried.
+_CANDIDATE_BYTES = 512 * 2**20
+
+# A block that does not move (KoopmanOperator.status).
+_STILL = 1
+
+
+class KoopmanTrainer:
+    """Koopman training of a model with any optimizer.
+
+    Records the weights after optimizer steps. Each time ``window`` snapshots are together, it fits
+    a linear operator to them, predicts the weights at several horizons, keeps the best of them if
+    the probe's loss goes down and otherwise restores the weights bit for bit. Disabled, or before
+    the first accepted jump, training is bit-identical to the plain optimizer.
+
+    Args:
+        model: the network, with its parameters where and as they will be trained.
+        optimizer: steps those parameters; parameters that it does not hold are left alone.
+        config: a :class:`~koopfast.KoopmanConfig`; None means the default one.
+        **overrides: fields of the configuration to replace.
+
+    Attributes:
+        config: the configuration, overrides included.
+        history: every jump and all counts (:class:`~koopfast.History`).
+        operator: the last fitted :class:`~koopfast.KoopmanOperator` or None. Its eigenvalues
+            stay good; its ``predict`` does so only until the next snapshot is recorded.
+
+    A copy or a pickle of a trainer takes model and optimizer along, is not attached and has no
+    point to roll back to.
+
+    Raises:
+        ConfigError: an argument cannot work.
+        UnsupportedParameterError: a parameter is of a kind that has no fit.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = KoopmanTrainer(model, optimizer, window=8, stride=1)
+        >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0], [3.0]])
+        >>> loss = lambda: torch.nn.functional.mse_loss(model(x), y)
+        >>> for _ in range(40):
+        ...     optimizer.zero_grad()
+        ...     loss().backward()
+        ...     optimizer.step()
+        ...     record = trainer.after_step(probe=loss)
+        >>> trainer.history.counters.optimizer_steps
+        40
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: KoopmanConfig | None = None,
+        **overrides: Any,
+    ) -> None:
+        _check_arguments(model, optimizer, config)
+        config = (config or KoopmanConfig()).replace(**overrides)
+        if config.guard == "finite" and config.horizon == "search":
+            raise ConfigError(
+                'horizon: guard="finite" cannot choose among horizons, got "search"; pass the '
+                'optimizer steps to jump, horizon=100 for example, or guard="probe"'
+            )
+        self.config = config
+        self.history = History()
+        self.operator: KoopmanOperator | None = None
+        self._model = model
+        self._optimizer = optimizer
+        self._parameters = ParameterVector(trainable_parameters(model, optimizer))
+        self._partition = _partition(config, model, self._parameters)
+        self._snapshots = self._new_buffer()
+        self._guard = Guard(config.guard, config.probe_gradients)
+        self._enabled = True
+        self._idle = config.warmup  # optimizer steps before recording goes on
+        self._lag = 0  # optimizer steps since the last snapshot
+        self._warned: set[str] = set()
+        self._rollback: tuple[Weights, Buffers, OptimizerState] | None = None
+        self._hook: RemovableHandle | None = None
+        self._hook_probe: Probe | None = None
+        self._fitting = False
+
+    def __repr__(self) -> str:
+        c = self.history.counters
+        return (
+            f"KoopmanTrainer({type(self._model).__name__}, {type(self._optimizer).__name__}, "
+            f"n={self._parameters.n}, {c.optimizer_steps} optimizer steps, "
+            f"{c.predicted_steps} predicted)"
+        )
+
+    # Recording
+
+    def after_step(self, probe: Probe | None = None) -> JumpRecord | None:
+        """Count and record one optimizer step; call it after each ``optimizer.step()``.
+
+        Args:
+            probe: returns the loss to judge a jump by, as a float or a tensor with one element;
+                called only when the window is full, with the weights under trial in the model.
+                What it disturbs (gradients, buffers, train/eval modes, global random streams) is
+                put back after each call. With ``guard="finite"`` it is not needed.
+
+        Returns:
+            What became of the jump, if the window was full; otherwise None.
+
+        Raises:
+            ParameterChangedError: a parameter was resized, moved, cast, frozen or replaced.
+            ConfigError: the probe returned no scalar, or the trainer is attached (the optimizer
+                then makes this call).
+            Exception: whatever the probe raises. In each case weights, gradients, buffers, random
+                streams and optimizer state are as before the call and the window restarts.
+        """
+        if self._hook is not None:
+            raise ConfigError(
+                "after_step: the trainer is attached, so optimizer.step() makes this call; pass "
+                "the probe to attach(probe=...), or detach() first"
+            )
+        return self._after_step(probe)
+
+    def attach(self, probe: Probe | None = None) -> None:
+        """Let ``optimizer.step()`` call :meth:`after_step`; a second call replaces the probe.
+
+        Raises:
+            ConfigError: the optimizer has no step post-hooks.
+        """
+        if self._hook is None:
+            if not hasattr(self._optimizer, "register_step_post_hook"):
+                raise ConfigError(
+                    f"optimizer: {type(self._optimizer).__name__} has no register_step_post_hook; "
+                    "call after_step() after each of its steps instead"
+                )
+            self._hook = self._optimizer.register_step_post_hook(self._after_hook)
+        self._hook_probe = probe
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`; without it, nothing happens."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+        self._hook_probe = None
+
+    @property
+    def enabled(self) -> bool:
+        """False: steps are counted and nothing else is done. Switching off drops the window."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = bool(value)
+        if not self._enabled:
+            self._restart_window()
+
+    def _after_hook(self, *_: Any) -> None:
+        if not self._fitting:
+            self._after_step(self._hook_probe)
+
+    def _after_step(self, probe: Probe | None) -> JumpRecord | None:
+        if self._enabled:
+            self._parameters.check_unchanged()
+        counters = self.history.counters
+        counters.optimizer_steps += 1
+        if not self._enabled:
+            return None
+        if self._idle > 0:
+            self._idle -= 1
+            return None
+        # On CUDA this is the time to enqueue the copy: waiting for it would slow training down.
+        started = perf_counter()
+        stored = self._snapshots.record()
+        self._lag = 0 if stored else self._lag + 1
+        counters.seconds_record += perf_counter() - started
+        if not self._snapshots.full:
+            return None
+        if probe is None and self.config.guard == "probe":
+            self._restart_window()
+            self._warn(
+                "no_probe",
+                'no jump: guard="probe" needs a loss to judge by; pass probe=lambda: loss to '
+                'after_step or attach, or configure guard="finite" with a fixed horizon',
+            )
+            return None
+        return self._jump(probe)
+
+    # Jumping
+
+    def jump_now(self, probe: Probe | None = None) -> JumpRecord:
+        """Fit what is recorded so far and try to jump; arguments and errors as :meth:`after_step`.
+
+        Without ``probe``, the one given to :meth:`attach` is used. The window restarts.
+
+        Raises:
+            ConfigError: too few snapshots for a fit, or no probe though the guard needs one.
+        """
+        probe = probe if probe is not None else self._hook_probe
+        if probe is None and self.config.guard == "probe":
+            raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
+        least = self.config.delays + (2 if self.config.observables == "increments" else 1)
+        if self._snapshots.count < least:
+            raise ConfigError(
+                f"jump_now: expected at least {least} recorded snapshots, got "
+                f"{self._snapshots.count}; take more optimizer steps first"
+            )
+        return self._jump(probe)
+
+    def rollback(self) -> None:
+        """Undo the last accepted jump and every step since.
+
+        Weights, buffers and the optimizer's state become what they were at the moment of the
+        jump, bit for bit; learning rates, random streams and counts stay. The window restarts.
+
+        Raises:
+            KoopfastError: no jump was accepted, or the last one was rolled back already.
+            ParameterChangedError: a parameter is no longer what it was.
+        """
+        if self._rollback is None:
+            raise KoopfastError(
+                "rollback: there is no accepted jump to undo (one at most can be, and loading a "
+                "state forgets it)"
+            )
+        self._parameters.check_unchanged(self._model)
+        restore_all(*self._rollback)
+        self._rollback = None
+        self.history.counters.jumps_rolled_back += 1
+        self._restart_window()
+
+    def _jump(self, probe: Probe | None) -> JumpRecord:
+        """One attempt, all or nothing: an exception leaves everything as it was before it."""
+        savepoint: Savepoint | None = None
+        optimizer_state: OptimizerState | None = None
+        try:
+            self._parameters.check_unchanged(self._model)
+            optimizer_state = OptimizerState(self._optimizer, copy=False)
+            savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
+            record = self._attempt(probe, savepoint)
+            rollback = self._rollback
+            if record.accepted:
+                rollback = self._settle(savepoint, optimizer_state)
+            self.history.add_jump(record)
+        except BaseException:
+            if savepoint is not None and optimizer_state is not None:
+                restore_all(savepoint, optimizer_state)
+            self._restart_window()
+            raise
+        self._rollback = rollback
+        self._restart_window()
+        if record.accepted:
+            self._idle = self.config.cooldown
+        elif record.kind != "no_gain":
+            self._warn(record.kind, f"jump refused at step {record.step}: {record.reason}")
+        return record
+
+    def _attempt(self, probe: Probe | None, savepoint: Savepoint) -> JumpRecord:
+        """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
+        config = self.config
+        horizons = _horizons(config, self._snapshots.count)
+        started = perf_counter()
+        operator = KoopmanOperator.fit(
+            self._snapshots.snapshots,
+            self._partition,
+            observables=config.observables,
+            rank=config.rank,
+            tolerance=config.tolerance,
+            delays=config.delays,
+            symmetric=config.symmetric,
+            method=config.method,
+            unstable=config.unstable,
+        )
+        seconds_fit = perf_counter() - started
+        self.operator = operator
+        predictions = _Predictions(self._snapshots, operator, horizons, self._lag)
+        verdict = _refusal(operator)
+        if verdict is None:
+            verdict = self._guard.judge(self._parameters, predictions, savepoint, probe)
+        return JumpRecord(
+            step=self.history.counters.optimizer_steps,
+            accepted=verdict.accepted,
+            horizon=verdict.horizon,
+            loss_before=verdict.loss_before,
+            loss_after=verdict.loss_after,
+            candidates=verdict.candidates,
+            kind=verdict.kind,
+            reason=verdict.reason,
+            probe_evaluations=verdict.probe_evaluations,
+            seconds_fit=seconds_fit,
+            seconds_predict=predictions.seconds,
+            seconds_probe=verdict.seconds_probe,
+            rank=Spread.of(operator.rank.tolist()),
+            hindcast_error=Spread.of(operator.hindcast_error.tolist()),
+        )
+
+    def _settle(
+        self, savepoint: Savepoint, optimizer_state: OptimizerState
+    ) -> tuple[Weights, Buffers, OptimizerState]:
+        """Do to the optimizer's state what the configuration says; return how to undo the jump."""
+        if self.config.optimizer_state == "reset":
+            optimizer_state.reset(self._parameters.parameters)
+            return savepoint.weights, savepoint.buffers, optimizer_state
+        # Further steps will write to the state in place, so the way back needs copies.
+        kept = OptimizerState(self._optimizer, copy=True)
+        return savepoint.weights, savepoint.buffers, kept
+
+    def _restart_window(self) -> None:
+        self._snapshots.clear()
+        self._lag = 0
+
+    def _new_buffer(self) -> SnapshotBuffer:
+        config = self.config
+        return SnapshotBuffer(
+            self._parameters, config.window, stride=config.stride, average=config.average
+        )
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Warn, once for each kind; last of all, since a warning may be made an exception."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"{message}; training goes on", KoopmanWarning, stacklevel=5)
+
+    # The whole loop
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        loss_fn: Callable[[Any, Any], Tensor],
+        *,
+        epochs: int = 1,
+        validate: Callable[[nn.Module], Any] | None = None,
+        progress: bool | None = None,
+        max_steps: int | None = None,
+    ) -> History:
+        """Train: zero_grad, ``loss_fn(model(x), y)``, backward, step, jump now and then.
+
+        The probe is the loss of the current batch.
+
+        Args:
+            loader: yields batches ``(x, y)``; tensors in them (in lists, tuples and dicts too)
+                are moved to the model's device. Iterated once an epoch.
+            loss_fn: takes the model's output and ``y``, returns a scalar tensor.
+            epochs: passes over the loader.
+            validate: called with the model after each epoch; returns a scalar, kept in
+                ``history``. Train and eval modes are put back after it.
+            progress: show a bar; None means if tqdm is installed and stderr is a terminal.
+            max_steps: stop after so many optimizer steps of this call.
+
+        Returns:
+            The trainer's history, with one more :class:`~koopfast.history.EpochRecord` an epoch.
+
+        Raises:
+            ConfigError: an argument cannot work, or a batch is not a pair.
+            Exception: whatever model, loss, loader or ``validate`` raise; the trainer can go on.
+        """
+        if self._fitting:
+            raise ConfigError("fit: already running in this trainer")
+        self._fitting = True
+        try:
+            _training_loop.run(
+                model=self._model,
+                optimizer=self._optimizer,
+                after_step=self._after_step,
+                history=self.history,
+                device=self._parameters.device,
+                loader=loader,
+                loss_fn=loss_fn,
+                epochs=epochs,
+                validate=validate,
+                progress=progress,
+                max_steps=max_steps,
+            )
+        finally:
+            self._fitting = False
+        return self.history
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the history to ``path``: ``.json`` as data, any other suffix as a page.
+
+        The file appears whole or not at all.
+
+        Returns:
+            The path written.
+        """
+        target = Path(path)
+        if target.suffix != ".json":
+            from .report import write_trainer_report
+
+            return write_trainer_report(self.history, self.config, target, self.operator)
+        data = {"config": self.config.to_dict(), "history": self.history.to_dict()}
+        _write_whole(target, json.dumps(_jsonable(data), indent=1, allow_nan=False) + "\n")
+        return target
+
+    # Saving and resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainer's state as plain tensors, numbers and strings.
+
+        Together with the states of model, optimizer and random streams it resumes in the middle
+        of a window bit for bit. ``torch.load(weights_only=True)`` reads it. The point that
+        :meth:`rollback` goes back to is not part of it.
+        """
+        return _training_state.pack(
+            config=self.config,
+            parameters=self._parameters,
+            history=self.history,
+            snapshots=self._snapshots,
+            enabled=self._enabled,
+            idle=self._idle,
+            lag=self._lag,
+            needs_gradients=self._guard.needs_gradients,
+            warned=self._warned,
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from :meth:`state_dict`, after model and optimizer have loaded theirs.
+
+        Raises:
+            CheckpointError: the state is malformed or belongs to another configuration or other
+                parameters (the message lists the differences). The trainer is left as it was.
+        """
+        snapshots = self._new_buffer()
+        loaded = _training_state.unpack(state, self.config, self._parameters, snapshots)
+        self._parameters.check_unchanged(self._model)
+        self.history = loaded.history
+        self.operator = None
+        self._snapshots = snapshots
+        self._enabled = loaded.enabled
+        self._idle = loaded.idle
+        self._lag = loaded.lag
+        self._guard.needs_gradients = loaded.needs_gradients
+        self._warned = loaded.warned
+        self._rollback = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "optimizer": self._optimizer,
+            "config": self.config,
+            "state": self.state_dict(),
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__init__(saved["model"], saved["optimizer"], saved["config"])  # type: ignore[misc]
+        self.load_state_dict(saved["state"])
+
+
+class _Predictions:
+    """(horizon in optimizer steps, weights (n,)) one after the other, formed in groups on demand.
+
+    Each group is new memory, so that a row stays good while the next group is formed.
+    """
+
+    def __init__(
+        self,
+        snapshots: SnapshotBuffer,
+        operator: KoopmanOperator,
+        horizons: Sequence[int],
+        lag: int,
+    ) -> None:
+        self._operator = operator
+        self._horizons = horizons
+        self._lag = lag
+        self._stride = snapshots.stride
+        self._row_bytes = snapshots.vector.n * snapshots.vector.dtype.itemsize
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        size = max(1, _CANDIDATE_BYTES // self._row_bytes)
+        for first in range(0, len(self._horizons), size):
+            group = self._horizons[first : first + size]
+            started = perf_counter()
+            # Horizons count from now, the operator's powers from the last snapshot.
+            rows = self._operator.predict([(h + self._lag) / self._stride for h in group])
+            self.seconds += perf_counter() - started
+            yield from zip(group, rows, strict=True)
+
+
+def _horizons(config: KoopmanConfig, count: int) -> list[int]:
+    """Horizons to try, in optimizer steps: the fixed one, or ¼, ½, 1, 2, 4 … windows.
+
+    A window spans the (count - 1) intervals between its snapshots. The longest horizon is
+    ``max_horizon`` windows, whether or not it is a power of two.
+    """
+    if config.horizon != "search":
+        return [config.horizon]
+    span = (count - 1) * config.stride
+    powers = range(-2, math.ceil(math.log2(config.max_horizon)) + 1)
+    windows = [min(2.0**power, config.max_horizon) for power in powers]
+    return sorted({max(1, round(span * factor)) for factor in windows})
+
+
+def _refusal(operator: KoopmanOperator) -> Verdict | None:
+    """A verdict without a trial, where the operator has nothing to predict."""
+    kind, reason = "operator", operator.failure()
+    if reason is None and bool((operator.status == _STILL).all()):
+        kind, reason = "still", "no weight moved within the window"
+    if reason is None:
+        return None
+    return Verdict(False, 0, None, None, (), kind, reason)
+
+
+def _check_arguments(model: Any, optimizer: Any, config: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        raise ConfigError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if config is not None and not isinstance(config, KoopmanConfig):
+        raise ConfigError(
+            f"config: expected a KoopmanConfig, got {type(config).__name__}; its fields can also "
+            "be given by name, KoopmanTrainer(model, optimizer, window=16)"
+        )
+
+
+def _partition(config: KoopmanConfig, model: nn.Module, parameters: ParameterVector) -> Partition:
+    if isinstance(config.partition, str):
+        return Partition.of(config.partition, model, size=config.node_size, parameters=parameters)
+    if config.partition.n != parameters.n:
+        raise ConfigError(
+            f"partition: expected one of {parameters.n} weights, as the model has, got one of "
+            f"{config.partition.n}; make it with Partition.node(model) or the like, after "
+            "freezing what is to be frozen"
+        )
+    return config.partition
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has neither tensors nor NaN and infinity: lists and strings stand for them."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _write_whole(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
