@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The only pybind11 file: pointers and sizes in, call, out. The Python layer (`_ops.py`) allocates
+// every array and has checked shapes, types and devices before it calls.
+#include <omp.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "check.h"
+#include "operator_fit.h"
+#include "operator_power.h"
+#include "snapshot_svd.h"
+#include "tile_kernels.h"
+
+namespace py = pybind11;
+using namespace koopfast;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+SnapshotView snapshots_from(const py::tuple& view) {
+  const SnapshotView s{at<const void>(view[0].cast<Address>()),
+                       static_cast<ScalarType>(view[1].cast<int>()), view[2].cast<int64_t>(),
+                       view[3].cast<int64_t>(), view[4].cast<int64_t>()};
+  KF_CHECK(s.m >= 1 && s.n >= 1 && s.row_stride >= s.n, "snapshot view out of shape");
+  return s;
+}
+
+BlockTable table_from(const py::tuple& table) {
+  return {at<const int64_t>(table[0].cast<Address>()), at<const int64_t>(table[1].cast<Address>()),
+          at<const int64_t>(table[2].cast<Address>()), at<const int64_t>(table[3].cast<Address>())};
+}
+
+FitOptions options_from(const py::tuple& o) {
+  return {o[0].cast<bool>(), o[1].cast<int64_t>(), o[2].cast<bool>(), o[3].cast<double>(),
+          o[4].cast<bool>(), o[5].cast<bool>(),    o[6].cast<bool>()};
+}
+
+OperatorArrays arrays_from(const py::tuple& a) {
+  const auto p = [&](size_t i) { return a[i].cast<Address>(); };
+  return {at<const int64_t>(p(0)), at<const int64_t>(p(1)), at<const int64_t>(p(2)),
+          at<const int64_t>(p(3)), at<int32_t>(p(4)),       at<int64_t>(p(5)),
+          at<int32_t>(p(6)),       at<double>(p(7)),        at<double>(p(8)),
+          at<double>(p(9)),        at<double>(p(10)),       at<double>(p(11)),
+          at<double>(p(12)),       at<double>(p(13)),       at<double>(p(14))};
+}
+
+FittedBlocks fitted(const OperatorArrays& a) {
+  return {a.vector_offsets, a.matrix_offsets, a.lift_offsets, a.status,
+          a.rank,           a.diagonal,       a.operators,    a.start,
+          a.lifts,          a.eigenvalues,    a.eigenvectors, a.amplitudes};
+}
+
+[[noreturn]] void no_cuda() {
+  throw std::runtime_error(
+      "koopfast was built without CUDA (KOOPFAST_CUDA=OFF, or no nvcc was found): "
+      "rebuild it with KOOPFAST_CUDA=ON, or move the snapshots to the CPU");
+}
+
+void bind_snapshot_svd(py::module_& m) {
+  m.def(
+      "snapshot_gram",
+      [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
+         bool center, Address grams, int threads, bool on_device, Address stream) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const BlockTable t = table_from(table);
+        const py::gil_scoped_release release;
+        if (!on_device)
+          return snapshot_gram(s, t, at<int64_t>(blocks), count, center, at<double>(grams),
+                               threads);
+#if KOOPFAST_CUDA_ENABLED
+        cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, center, at<double>(grams),
+                            at<void>(stream));
+#else
+        (void)stream;
+        no_cuda();
+#endif
+      },
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks").noconvert(), py::arg("count"),
+      py::arg("center"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
+      py::arg("stream"));
+  m.def(
+      "gram_svd",
+      [](Address grams, Address sizes, int64_t count, int64_t m_, Address sigma, int threads) {
+        const py::gil_scoped_release release;
+        gram_svd(at<double>(grams), at<int64_t>(sizes), count, m_, at<double>(sigma), threads);
+      },
+      py::arg("grams"), py::arg("sizes"), py::arg("count"), py::arg("m"), py::arg("sigma"),
+      py::arg("threads"));
+  m.def(
+      "snapshot_qr",
+      [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
+         bool center, Address coordinates, Address sigma, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const BlockTable t = table_from(table);
+        const py::gil_scoped_release release;
+        snapshot_qr(s, t, at<int64_t>(blocks), count, center, at<double>(coordinates),
+                    at<double>(sigma), threads);
+      },
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"),
+      py::arg("center"), py::arg("coordinates"), py::arg("sigma"), py::arg("threads"));
+}
+
+void bind_operator(py::module_& m) {
+  m.def(
+      "operator_fit",
+      [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
+         bool dual, Address coordinates, const py::tuple& options, const py::tuple& arrays,
+         int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const BlockTable t = table_from(table);
+        const FitOptions o = options_from(options);
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        operator_fit(s, t, at<int64_t>(blocks), count, static_cast<BlockForm>(dual),
+                     at<double>(coordinates), o, a, threads);
+      },
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"), py::arg("dual"),
+      py::arg("coordinates"), py::arg("options"), py::arg("arrays"), py::arg("threads"));
+  m.def(
+      "operator_power",
+      [](const py::tuple& arrays, Address row_counts, int64_t count, bool dual, bool increments,
+         Address horizons, int64_t n_horizons, Address value_offsets, Address values, Address base,
+         int threads) {
+        const FittedBlocks f = fitted(arrays_from(arrays));
+        const py::gil_scoped_release release;
+        operator_power(f, at<int64_t>(row_counts), count, dual, increments, at<double>(horizons),
+                       n_horizons, at<int64_t>(value_offsets), at<double>(values), at<double>(base),
+                       threads);
+      },
+      py::arg("arrays"), py::arg("row_counts"), py::arg("count"), py::arg("dual"),
+      py::arg("increments"), py::arg("horizons"), py::arg("n_horizons"), py::arg("value_offsets"),
+      py::arg("values"), py::arg("base"), py::arg("threads"));
+  m.def(
+      "combine",
+      [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
+         bool dual, Address base, Address value_offsets, Address values, int64_t n_horizons,
+         Address out, int64_t out_stride, int threads, bool on_device, Address stream) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const BlockTable t = table_from(table);
+        const py::gil_scoped_release release;
+        if (!on_device)
+          return combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
+                         at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
+                         out_stride, threads);
+#if KOOPFAST_CUDA_ENABLED
+        cuda::combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
+                      at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
+                      out_stride, at<void>(stream));
+#else
+        (void)stream;
+        no_cuda();
+#endif
+      },
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"), py::arg("dual"),
+      py::arg("base"), py::arg("value_offsets"), py::arg("values"), py::arg("n_horizons"),
+      py::arg("out"), py::arg("out_stride"), py::arg("threads"), py::arg("on_device"),
+      py::arg("stream"));
+}
+
+// What was compiled, as text; an empty string where there is none.
+py::dict build_info() {
+  py::dict info;
+  info["version"] = KOOPFAST_VERSION;
+  info["compiler"] = KOOPFAST_COMPILER;
+  info["build_type"] = KOOPFAST_BUILD_TYPE;
+  info["eigen_version"] = KOOPFAST_EIGEN_VERSION;
+  info["eigen_dir"] = KOOPFAST_EIGEN_DIR;
+  info["openmp"] = std::to_string(_OPENMP);
+  info["openmp_max_threads"] = std::to_string(omp_get_max_threads());
+  info["cuda_version"] = KOOPFAST_CUDA_VERSION;
+  info["cuda_architectures"] = KOOPFAST_CUDA_ARCHITECTURES;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  bind_snapshot_svd(m);
+  bind_operator(m);
+  m.def("build_info", &build_info);
+  m.def("isa", [] { return std::string(instruction_set()); });
+  m.attr("cuda_compiled") = KOOPFAST_CUDA_ENABLED != 0;
+  m.attr("__all__") =
+      py::list(py::make_tuple("build_info", "combine", "cuda_compiled", "gram_svd", "isa",
+                              "operator_fit", "operator_power", "snapshot_gram", "snapshot_qr"));
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+// KF_HD marks maths that host and device share. KF_MULTIARCH compiles a hot loop once per
+// instruction set and lets the loader choose, so that one wheel is fast on AVX2 and AVX-512.
+#ifdef __CUDACC__
+#define KF_HD __host__ __device__
+#else
+#define KF_HD
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define KF_MULTIARCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KF_MULTIARCH
+#endif

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "block_table.h"
+#include "tensor_view.h"
+
+// One linear operator a block, in its small form. With h_t the observables of a block,
+// F = [h_1 ... h_p], F' = [h_2 ... h_{p+1}] and the truncated SVD F = Q Sigma V^T:
+//   operator  A = Q^T F' V Sigma^-1   (k, k)
+//   start     z = Q^T h_{p+1}         (k,)
+//   lift      Phi = F' V Sigma^-1     newest observable of each column, as the block's form says
+// so that U^T h_{p+1} = Phi A^{T-1} z for the least-squares operator U = F' F^+.
+namespace koopfast {
+
+enum class BlockStatus : int32_t { ok = 0, still = 1, non_finite = 2 };
+
+// Two equal small forms. `dual` (n_b > m): the lift is (m, k) coefficients of the snapshots and
+// the fit sees only their coordinates. `primal` (n_b <= m): the lift is (n_b, k) weights.
+enum class BlockForm : int { primal = 0, dual = 1 };
+
+struct FitOptions {
+  bool increments;   // observables w_{t+1} - w_t, else w_t
+  int64_t delays;    // q >= 1 consecutive observables stacked
+  bool hindcast;     // choose the rank by predicting the window's last third from the rest
+  double tolerance;  // directions below this share of the largest singular value are left out
+  bool symmetric;    // self-adjoint operator (symmetric Procrustes)
+  bool clip;         // move eigenvalues from outside the unit circle onto it
+  bool accurate;     // SVD of F itself, else the eigendecomposition of its smaller Gram matrix
+};
+
+// Where each selected block's results go. Block i has room for rank capacity(i); with k its rank,
+// matrices are row-major and packed: operator (k, k), lift (rows, k), eigenvectors (k, k).
+struct OperatorArrays {
+  const int64_t* capacity;        // (count,)
+  const int64_t* vector_offsets;  // (count,) into start, singular_values, eigenvalues, amplitudes
+  const int64_t* matrix_offsets;  // (count,) into operators, eigenvectors
+  const int64_t* lift_offsets;    // (count,) into lifts
+  int32_t* status;                // (count,) BlockStatus
+  int64_t* rank;                  // (count,)
+  int32_t* diagonal;              // (count,) whether the eigenbasis is fit to compute with
+  double* hindcast_error;         // (count,) NaN where none was made
+  double* singular_values;        // of F, the first `capacity` ones
+  double* operators;
+  double* start;
+  double* lifts;
+  double* eigenvalues;   // complex, as pairs
+  double* eigenvectors;  // complex, as pairs
+  double* amplitudes;    // complex, as pairs: eigenvectors^-1 z
+};
+
+// Fits the selected blocks, all of one form. Dual blocks read `coordinates` (count, m, m) as
+// snapshot_gram + gram_svd or snapshot_qr leave them and need no snapshots; primal blocks read
+// their columns of the snapshots.
+void operator_fit(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                  int64_t count, BlockForm form, const double* coordinates,
+                  const FitOptions& options, const OperatorArrays& out, int threads);
+
+}  // namespace koopfast

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "snapshot_svd.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "parallel.h"
+#include "solvers/solvers.h"
+#include "tiles.h"
+
+namespace koopfast {
+namespace {
+
+// Partial Gram matrices of a block may take this much memory together.
+constexpr int64_t kPartialBytes = int64_t{64} << 20;
+constexpr int64_t kMostChunks = 64;
+
+using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+int64_t padded(int64_t rows) { return (rows + kRowGroup - 1) / kRowGroup * kRowGroup; }
+
+// Adds the Gram matrix of a chunk to `gram` (rows, rows), rows = padded(m), lower row groups only.
+void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& chunk, bool center,
+                   double* gram) {
+  const int64_t rows = padded(s.m);
+  thread_local std::vector<double> tile;
+  tile.assign(rows * kTileColumns, 0.0);  // the padding rows stay zero
+  for (int64_t c = chunk.begin; c < chunk.end; c += kTileColumns) {
+    const int64_t count = std::min(kTileColumns, chunk.end - c);
+    gather_tile(s, table, chunk.block, c, count, center, tile.data(), kTileColumns);
+    gram_tile(tile.data(), rows, count, kTileColumns, gram);
+  }
+}
+
+// N = Sigma V^T into s rows of m, sigma into m entries.
+void store_coordinates(const Vector& sigma, const Matrix& v, int64_t s, int64_t m,
+                       double* coordinates, double* sigma_out) {
+  std::fill_n(sigma_out, m, 0.0);
+  Eigen::Map<RowMajor> out(coordinates, s, m);
+  for (int64_t i = 0; i < s; ++i) {
+    sigma_out[i] = sigma(i);
+    out.row(i) = sigma(i) * v.col(i).transpose();
+  }
+}
+
+void store_failure(int64_t s, int64_t m, double* coordinates, double* sigma_out) {
+  std::fill_n(coordinates, s * m, std::numeric_limits<double>::quiet_NaN());
+  std::fill_n(sigma_out, m, std::numeric_limits<double>::quiet_NaN());
+}
+
+}  // namespace
+
+void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                   int64_t count, bool center, double* grams, int threads) {
+  const int64_t rows = padded(s.m), area = rows * rows;
+  const int64_t most = std::clamp<int64_t>(kPartialBytes / (8 * area), 1, kMostChunks);
+  const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, most);
+  std::fill_n(grams, count * s.m * s.m, 0.0);
+  // A block of one chunk is summed where it stands; the others keep a partial matrix a chunk,
+  // added up afterwards in the order of the chunks.
+  std::vector<int64_t> slot(chunks.size(), -1);
+  int64_t slots = 0;
+  for (size_t i = 0; i < chunks.size(); ++i)
+    if (chunks[i].end - chunks[i].begin < table.block_size(chunks[i].block)) slot[i] = slots++;
+  std::vector<double> partials(slots * area, 0.0);
+
+  const auto add = [&](const double* gram, int64_t position) {
+    double* out = grams + position * s.m * s.m;
+    for (int64_t i = 0; i < s.m; ++i)
+      for (int64_t j = 0; j <= i; ++j) {
+        out[i * s.m + j] += gram[i * rows + j];
+        out[j * s.m + i] = out[i * s.m + j];
+      }
+  };
+  parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t i) {
+    if (slot[i] >= 0) {
+      gram_of_chunk(s, table, chunks[i], center, partials.data() + slot[i] * area);
+      return;
+    }
+    thread_local std::vector<double> whole;
+    whole.assign(area, 0.0);
+    gram_of_chunk(s, table, chunks[i], center, whole.data());
+    add(whole.data(), chunks[i].position);
+  });
+  for (size_t i = 0; i < chunks.size(); ++i)
+    if (slot[i] >= 0) add(partials.data() + slot[i] * area, chunks[i].position);
+}
+
+void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, double* sigma,
+              int threads) {
+  parallel_for(count, threads, [&](int64_t i) {
+    double* gram = grams + i * m * m;
+    const int64_t s = std::min(m, sizes[i]);
+    const Matrix g = Eigen::Map<RowMajor>(gram, m, m);
+    if (!g.allFinite()) return store_failure(s, m, gram, sigma + i * m);
+    Vector values;
+    Matrix vectors;
+    symmetric_eigen(g, values, vectors);
+    store_coordinates(values.cwiseMax(0.0).cwiseSqrt(), vectors, s, m, gram, sigma + i * m);
+  });
+}
+
+void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                 int64_t count, bool center, double* coordinates, double* sigma, int threads) {
+  const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, kMostChunks);
+  std::vector<Matrix> factors(chunks.size());
+  parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t i) {
+    const Chunk& chunk = chunks[i];
+    const int64_t step = std::max(kTileColumns, 4 * s.m);
+    Matrix rows, r(0, s.m);
+    for (int64_t c = chunk.begin; c < chunk.end; c += step) {
+      const int64_t length = std::min(step, chunk.end - c);
+      rows.resize(length, s.m);  // a row-major (m, length) tile is this matrix, column by column
+      gather_tile(s, table, chunk.block, c, length, center, rows.data(), length);
+      append_to_qr(rows, r);
+    }
+    factors[i] = std::move(r);
+  });
+  std::vector<int64_t> first(count + 1, 0);
+  for (const Chunk& chunk : chunks) ++first[chunk.position + 1];
+  for (int64_t i = 0; i < count; ++i) first[i + 1] += first[i];
+  parallel_for(count, threads, [&](int64_t i) {
+    Matrix r = std::move(factors[first[i]]);
+    for (int64_t c = first[i] + 1; c < first[i + 1]; ++c) append_to_qr(factors[c], r);
+    const int64_t rank = std::min(s.m, table.block_size(blocks[i]));
+    double* out = coordinates + i * s.m * s.m;
+    if (!r.allFinite()) return store_failure(rank, s.m, out, sigma + i * s.m);
+    Matrix u, v;
+    Vector values;
+    thin_svd(r, u, values, v);
+    store_coordinates(values, v, rank, s.m, out, sigma + i * s.m);
+  });
+}
+
+}  // namespace koopfast

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "block_table.h"
+#include "tensor_view.h"
+
+// The tall-skinny factorisation of each block's snapshots. With E the snapshots of a block
+// (m, n_b), minus the last one if `center`, and E^T = Q Sigma V^T, it yields Sigma and the
+// coordinates N = Sigma V^T (s, m), s = min(m, n_b): all that a fit needs of the n_b weights.
+namespace koopfast {
+
+// Gram matrices E E^T of the `count` blocks named in `blocks`, accumulated in double.
+// grams: (count, m, m). Costs one read of the snapshots and m^2 flops a weight.
+void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                   int64_t count, bool center, double* grams, int threads);
+
+// Sigma and N of each Gram matrix; s = min(m, sizes[i]) rows of N are written, packed at
+// i*m*m, over the Gram matrix itself. sigma: (count, m), zero from s on.
+// Singular values below about 1e-8 of the largest are noise: the Gram matrix squares them.
+void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, double* sigma,
+              int threads);
+
+// The same Sigma and N by TSQR and the SVD of its R, accurate to about 1e-15 of the largest
+// singular value, for about four times the flops.
+void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                 int64_t count, bool center, double* coordinates, double* sigma, int threads);
+
+namespace cuda {
+// As above, on the device and stream that hold the snapshots and the table.
+void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                   int64_t count, bool center, double* grams, void* stream);
+}  // namespace cuda
+
+}  // namespace koopfast

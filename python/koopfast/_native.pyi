@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Addresses are data_ptr()s; what they must point to is said in cpp/*.h, and `_ops.py` makes it.
+from typing import TypeAlias
+
+__all__ = [
+    "build_info",
+    "combine",
+    "cuda_compiled",
+    "gram_svd",
+    "isa",
+    "operator_fit",
+    "operator_power",
+    "snapshot_gram",
+    "snapshot_qr",
+]
+
+cuda_compiled: bool
+
+# (address, dtype code, m, n, row stride), as SnapshotView of tensor_view.h
+_View: TypeAlias = tuple[int, int, int, int, int]
+
+def build_info() -> dict[str, str]: ...
+def isa() -> str: ...
+def snapshot_gram(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    center: bool,
+    grams: int,
+    threads: int,
+    on_device: bool,
+    stream: int,
+) -> None: ...
+def gram_svd(
+    grams: int, sizes: int, count: int, m: int, sigma: int, threads: int
+) -> None: ...
+def snapshot_qr(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    center: bool,
+    coordinates: int,
+    sigma: int,
+    threads: int,
+) -> None: ...
+def operator_fit(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    dual: bool,
+    coordinates: int,
+    options: tuple[bool, int, bool, float, bool, bool, bool],
+    arrays: tuple[int, ...],
+    threads: int,
+) -> None: ...
+def operator_power(
+    arrays: tuple[int, ...],
+    row_counts: int,
+    count: int,
+    dual: bool,
+    increments: bool,
+    horizons: int,
+    n_horizons: int,
+    value_offsets: int,
+    values: int,
+    base: int,
+    threads: int,
+) -> None: ...
+def combine(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    dual: bool,
+    base: int,
+    value_offsets: int,
+    values: int,
+    n_horizons: int,
+    out: int,
+    out_stride: int,
+    threads: int,
+    on_device: bool,
+    stream: int,
+) -> None: ...

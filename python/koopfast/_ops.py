@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The only caller of the native module: checks, memory and device dispatch.
+
+Native code gets addresses and sizes; every array it reads or writes is a torch tensor made here, so
+torch's allocator, streams and thread count stay in charge. Small per-block algebra runs on the CPU.
+The two passes over the snapshots (`snapshot_gram`, `combine`) run where the snapshots are.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from koopfast import _native
+from koopfast._reference import DEFAULT_TOLERANCE, NON_FINITE, OK
+from koopfast.errors import ConfigError
+from koopfast.partition import Partition
+
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Candidate weights and coefficients of one pass stay below this; more horizons take more passes.
+_PASS_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What to fit; see :meth:`koopfast.KoopmanOperator.fit` for the meaning of each."""
+
+    observables: str = "increments"
+    delays: int = 1
+    rank: int | str | None = "auto"
+    tolerance: float | None = None
+    symmetric: bool = False
+    unstable: str = "clip"
+    method: str = "gram"
+
+    @property
+    def increments(self) -> bool:
+        return self.observables == "increments"
+
+    def least_snapshots(self) -> int:
+        """Snapshots that make one pair of observables."""
+        return self.delays + (2 if self.increments else 1)
+
+    def capacity(self, m: int, sizes: Tensor) -> Tensor:
+        """The rank that blocks of these sizes can have at most, (n_blocks,) int64."""
+        pairs = m - (1 if self.increments else 0) - self.delays
+        most = (sizes.clamp(max=m) * self.delays).clamp(max=pairs)
+        return most.clamp(max=self.rank) if isinstance(self.rank, int) else most
+
+    def packed(self) -> tuple[bool, int, bool, float, bool, bool, bool]:
+        """As `FitOptions` of operator_fit.h."""
+        cut = DEFAULT_TOLERANCE[self.method] if self.tolerance is None else self.tolerance
+        return (
+            self.increments,
+            self.delays,
+            self.rank == "auto",
+            cut,
+            self.symmetric,
+            self.unstable == "clip",
+            self.method == "qr",
+        )
+
+
+class BlockTable:
+    """A partition as native code reads it, with the columns that precede each segment."""
+
+    def __init__(self, partition: Partition) -> None:
+        offsets, lengths = partition.block_offsets, partition.segment_lengths
+        ends = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
+        self.sizes = ends[offsets[1:]] - ends[offsets[:-1]]
+        columns = ends[:-1] - ends[offsets[:-1]].repeat_interleave(offsets.diff())
+        self._tensors = tuple(
+            t.contiguous() for t in (offsets, partition.segment_starts, lengths, columns)
+        )
+
+    def to(self, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(t.to(device) for t in self._tensors)
+
+
+@dataclass(frozen=True)
+class FittedBlocks:
+    """Every block's small form, packed; block b's rank-k arrays start at its offsets."""
+
+    dual: Tensor  # bool (n_blocks,): the lift holds m snapshot coefficients, not n_b weights
+    rows: Tensor  # int64 (n_blocks,): rows of the lift
+    capacity: Tensor  # int64 (n_blocks,)
+    vector_offsets: Tensor  # int64 (n_blocks,)
+    matrix_offsets: Tensor  # int64 (n_blocks,)
+    lift_offsets: Tensor  # int64 (n_blocks,)
+    status: Tensor  # int32 (n_blocks,)
+    rank: Tensor  # int64 (n_blocks,)
+    diagonal: Tensor  # int32 (n_blocks,)
+    hindcast_error: Tensor  # float64 (n_blocks,)
+    singular_values: Tensor  # float64
+    operators: Tensor  # float64
+    start: Tensor  # float64
+    lifts: Tensor  # float64
+    eigenvalues: Tensor  # complex128
+    eigenvectors: Tensor  # complex128
+    amplitudes: Tensor  # complex128
+
+    _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
+    _RESULTS = ("status", "rank", "diagonal", "hindcast_error")
+    _PACKED = (
+        "singular_values",
+        "operators",
+        "start",
+        "lifts",
+        "eigenvalues",
+        "eigenvectors",
+        "amplitudes",
+    )
+
+    def selected(self, blocks: Tensor) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them."""
+        own = {name: getattr(self, name)[blocks] for name in self._INDEXED + self._RESULTS}
+        addresses = [own[name].data_ptr() for name in self._INDEXED + self._RESULTS]
+        addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
+        return own, tuple(addresses)
+
+    def packed_of(self, name: str, counts: Tensor) -> Tensor:
+        """The first counts[b] entries of a vector array for every block, in block order."""
+        starts = counts.cumsum(0) - counts
+        positions = torch.arange(int(counts.sum())) - starts.repeat_interleave(counts)
+        values: Tensor = getattr(self, name)
+        return values[self.vector_offsets.repeat_interleave(counts) + positions]
+
+
+def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
+    """Snapshots as an (m, n) tensor with contiguous rows, without a copy where layout allows.
+
+    Raises:
+        ConfigError: not a matrix, not of a floating type, fewer than two snapshots, no weights.
+    """
+    if isinstance(snapshots, np.ndarray):
+        if any(stride < 0 for stride in snapshots.strides) or not snapshots.dtype.isnative:
+            snapshots = np.ascontiguousarray(snapshots, snapshots.dtype.newbyteorder("="))
+        try:
+            with warnings.catch_warnings():
+                # koopfast only reads: a read-only array is as good as any.
+                warnings.filterwarnings("ignore", message=".*not writable.*")
+                tensor = torch.from_numpy(snapshots)
+        except TypeError as error:
+            raise ConfigError(
+                f"snapshots: expected float16, float32 or float64, got an array of "
+                f"{snapshots.dtype}; convert it with snapshots.astype(numpy.float64)"
+            ) from error
+    elif isinstance(snapshots, Tensor):
+        tensor = snapshots.detach()
+    else:
+        raise ConfigError(
+            f"snapshots: expected a torch tensor or numpy array (m, n), "
+            f"got {type(snapshots).__name__}"
+        )
+    if tensor.layout != torch.strided or tensor.dtype not in _DTYPE_CODES:
+        raise ConfigError(
+            f"snapshots: expected a dense float16, bfloat16, float32 or float64 tensor, "
+            f"got {tensor.layout} {tensor.dtype}"
+        )
+    if tensor.dim() != 2:
+        raise ConfigError(
+            f"snapshots: expected shape (m, n), one recorded state a row, got {tuple(tensor.shape)}"
+        )
+    m, n = tensor.shape
+    if m < 2 or n < 1:
+        raise ConfigError(
+            f"snapshots: expected at least 2 rows (recorded states) of at least 1 weight, "
+            f"got shape ({m}, {n})"
+        )
+    usable = (n == 1 or tensor.stride(1) == 1) and tensor.stride(0) >= n
+    return tensor if usable else tensor.contiguous()
+
+
+def _view(snapshots: Tensor) -> tuple[int, int, int, int, int]:
+    m, n = snapshots.shape
+    return snapshots.data_ptr(), _DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
+
+
+def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(t.data_ptr() for t in tensors)
+
+
+def _native_device(snapshots: Tensor) -> torch.device | None:
+    """The device whose kernels read the snapshots in place; None for a host copy."""
+    if snapshots.device.type == "cpu" or (
+        snapshots.device.type == "cuda" and _native.cuda_compiled
+    ):
+        return snapshots.device
+    return None
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, center: bool) -> Tensor:
+    """Gram matrices of the blocks' snapshots, (len(blocks), m, m) float64 on their device."""
+    device, m = snapshots.device, snapshots.shape[0]
+    grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device=device)
+    arrays, own = table.to(device), blocks.to(device)
+    _native.snapshot_gram(
+        _view(snapshots),
+        _addresses(arrays),
+        own.data_ptr(),
+        len(blocks),
+        center,
+        grams.data_ptr(),
+        torch.get_num_threads(),
+        device.type == "cuda",
+        _stream(device),
+    )
+    return grams
+
+
+def snapshot_svd(
+    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, center: bool, method: str = "gram"
+) -> tuple[Tensor, Tensor]:
+    """Thin SVD of each block's snapshots, tall-skinny: what a fit needs of the n_b weights.
+
+    With E (m, n_b) the block's snapshots, minus the last one if ``center``, and E^T = Q S V^T:
+    the singular values (len(blocks), m), zero from s = min(m, n_b) on, and the coordinates S V^T
+    in the first s rows of (len(blocks), m, m); both float64, CPU. A block with a non-finite weight
+    has NaN in both.
+
+    ``method="gram"`` reads the snapshots once, and is exact down to about 1e-8 of the largest
+    singular value; ``"qr"`` (TSQR, Demmel et al. 2012, on the CPU) down to 1e-15, for about four
+    times the work.
+    """
+    m, count = snapshots.shape[0], len(blocks)
+    sigma = torch.empty((count, m), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    if method == "gram":
+        source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
+        coordinates = snapshot_gram(source, table, blocks, center=center).cpu()
+        sizes = table.sizes[blocks]
+        _native.gram_svd(
+            coordinates.data_ptr(), sizes.data_ptr(), count, m, sigma.data_ptr(), threads
+        )
+        return sigma, coordinates
+    host, arrays = snapshots.cpu(), table.to(torch.device("cpu"))
+    coordinates = torch.empty((count, m, m), dtype=torch.float64)
+    _native.snapshot_qr(
+        _view(host),
+        _addresses(arrays),
+        blocks.data_ptr(),
+        count,
+        center,
+        coordinates.data_ptr(),
+        sigma.data_ptr(),
+        threads,
+    )
+    return sigma, coordinates
+
+
+def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
+    """Fit every block: the dual form where it has more weights than snapshots, else the primal."""
+    m = snapshots.shape[0]
+    dual = table.sizes > m
+    rows = torch.where(dual, m, table.sizes)
+    capacity = options.capacity(m, table.sizes)
+    count = len(capacity)
+
+    def offsets(sizes: Tensor) -> tuple[Tensor, int]:
+        ends = sizes.cumsum(0)
+        return ends - sizes, int(ends[-1])
+
+    vector_offsets, vectors = offsets(capacity)
+    matrix_offsets, matrices = offsets(capacity**2)
+    lift_offsets, lifts = offsets(rows * capacity)
+    real, pairs = torch.float64, torch.complex128
+    fitted = FittedBlocks(
+        dual=dual,
+        rows=rows,
+        capacity=capacity,
+        vector_offsets=vector_offsets,
+        matrix_offsets=matrix_offsets,
+        lift_offsets=lift_offsets,
+        status=torch.empty(count, dtype=torch.int32),
+        rank=torch.zeros(count, dtype=torch.int64),
+        diagonal=torch.empty(count, dtype=torch.int32),
+        hindcast_error=torch.empty(count, dtype=real),
+        singular_values=torch.empty(vectors, dtype=real),
+        operators=torch.empty(matrices, dtype=real),
+        start=torch.empty(vectors, dtype=real),
+        lifts=torch.empty(lifts, dtype=real),
+        eigenvalues=torch.empty(vectors, dtype=pairs),
+        eigenvectors=torch.empty(matrices, dtype=pairs),
+        amplitudes=torch.empty(vectors, dtype=pairs),
+    )
+    arrays = table.to(torch.device("cpu"))
+    for form in (True, False):
+        blocks = torch.nonzero(dual == form).flatten()
+        if len(blocks) == 0:
+            continue
+        coordinates = torch.empty(0, dtype=real)
+        source = snapshots
+        if form:
+            # The dual form never looks at the snapshots again: only their shape is passed on.
+            _, coordinates = snapshot_svd(
+                snapshots, table, blocks, center=options.increments, method=options.method
+            )
+        else:
+            source = snapshots.cpu()
+        own, addresses = fitted.selected(blocks)
+        _native.operator_fit(
+            _view(source),
+            _addresses(arrays),
+            blocks.data_ptr(),
+            len(blocks),
+            form,
+            coordinates.data_ptr(),
+            options.packed(),
+            addresses,
+            torch.get_num_threads(),
+        )
+        for name in FittedBlocks._RESULTS:
+            getattr(fitted, name)[blocks] = own[name]
+    return fitted
+
+
+def operator_power(
+    fitted: FittedBlocks, blocks: Tensor, horizons: Tensor, *, increments: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, their offsets a block, and the bases (len(blocks), k), as operator_power.h says."""
+    k = len(horizons)
+    rows = fitted.rows[blocks]
+    sizes = rows * k
+    value_offsets = sizes.cumsum(0) - sizes
+    values = torch.empty(int(sizes.sum()), dtype=torch.float64)
+    base = torch.empty((len(blocks), k), dtype=torch.float64)
+    # `own` must outlive the call: it owns the memory behind the addresses.
+    own, addresses = fitted.selected(blocks)
+    _native.operator_power(
+        addresses,
+        rows.data_ptr(),
+        len(blocks),
+        bool(fitted.dual[blocks[0]]),
+        increments,
+        horizons.data_ptr(),
+        k,
+        value_offsets.data_ptr(),
+        values.data_ptr(),
+        base.data_ptr(),
+        torch.get_num_threads(),
+    )
+    del own
+    return values, value_offsets, base
+
+
+def predict(
+    snapshots: Tensor,
+    table: BlockTable,
+    fitted: FittedBlocks,
+    horizons: Sequence[float],
+    out: Tensor,
+    *,
+    increments: bool,
+) -> None:
+    """Write the weights at each horizon (recorded intervals) to the rows of ``out`` (k, n)."""
+    device = _native_device(snapshots)
+    if device is None:
+        host = torch.empty(out.shape, dtype=out.dtype)
+        predict(snapshots.cpu(), table, fitted, horizons, host, increments=increments)
+        out.copy_(host)
+        return
+    step = max(1, _PASS_BYTES // (8 * out.shape[1]))
+    for first in range(0, len(horizons), step):
+        some = torch.tensor(horizons[first : first + step], dtype=torch.float64)
+        for form in (True, False):
+            blocks = torch.nonzero(fitted.dual == form).flatten()
+            if len(blocks) == 0:
+                continue
+            values = operator_power(fitted, blocks, some, increments=increments)
+            _combine(snapshots, table, blocks, form, values, out[first : first + step])
+
+
+def _combine(
+    snapshots: Tensor,
+    table: BlockTable,
+    blocks: Tensor,
+    dual: bool,
+    powers: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+) -> None:
+    device = snapshots.device
+    arrays = table.to(device)
+    own = blocks.to(device)
+    values, value_offsets, base = (t.to(device) for t in powers)
+    _native.combine(
+        _view(snapshots),
+        _addresses(arrays),
+        own.data_ptr(),
+        len(blocks),
+        dual,
+        base.data_ptr(),
+        value_offsets.data_ptr(),
+        values.data_ptr(),
+        base.shape[1],
+        out.data_ptr(),
+        max(out.shape[1], out.stride(0)),
+        torch.get_num_threads(),
+        device.type == "cuda",
+        _stream(device),
+    )
+
+
+def check_horizons(horizons: Sequence[float] | float) -> list[float]:
+    """Horizons as floats >= 0, in recorded intervals.
+
+    Raises:
+        ConfigError: empty, negative or NaN.
+    """
+    values = [horizons] if isinstance(horizons, (int, float)) else list(horizons)
+    result = [float(h) for h in values]
+    if not result:
+        raise ConfigError("horizons: expected at least one, got none")
+    for h in result:
+        if math.isnan(h) or h < 0:
+            raise ConfigError(
+                f"horizons: expected numbers >= 0 of recorded intervals (0 is the last snapshot, "
+                f"math.inf the limit), got {h}"
+            )
+    return result
+
+
+__all__ = [
+    "NON_FINITE",
+    "OK",
+    "BlockTable",
+    "FitOptions",
+    "FittedBlocks",
+    "as_snapshots",
+    "check_horizons",
+    "operator_fit",
+    "operator_power",
+    "predict",
+    "snapshot_gram",
+    "snapshot_svd",
+]

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Koopman operators in plain torch float64: the readable twin of the native kernels.
+
+One block at a time, no tricks, written to be read beside the paper (Dogra & Redman, NeurIPS 2020,
+section 3 and Algorithm 1). The native kernels are tested against this file, and both against linear
+systems whose answer is known. Nothing here is fast.
+
+Letters: w_t is a block's weights at recorded time t, m the number of snapshots, n_b the weights of
+the block, k the rank, T a horizon in recorded intervals.
+
+    observables    o_t = w_t  ("state")  or  o_t = w_{t+1} - w_t  ("increments")
+    delays q       h_t = [o_t, o_{t-1}, ..., o_{t-q+1}]            (Hankel DMD; h_t = o_t for q = 1)
+    pairs          F = [h_1 ... h_p],  F' = [h_2 ... h_{p+1}]
+    operator       U = F' F^+ = F' V S^-1 Q^T   from the truncated SVD  F = Q S V^T
+    small form     A = Q^T U Q  (k, k),  Phi = U Q  (n_b, k),  z = Q^T h_{p+1},  so
+                   U^T h_{p+1} = Phi A^{T-1} z
+    prediction     state:       w(T) = Phi A^{T-1} z
+                   increments:  w(T) = w_m + Phi (I + A + ... + A^{T-1}) z
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The statuses of a block.
+OK, STILL, NON_FINITE = 0, 1, 2
+
+# An eigenbasis worse conditioned than this loses more digits than repeated squaring does.
+EIGENBASIS_CONDITION_LIMIT = 1e6
+# Eigenvalues this near to 1 count as 1 where a limit is asked for.
+UNIT_EIGENVALUE_TOLERANCE = 1e-9
+# A mode that decays faster than this in one interval has no fractional power worth having.
+ZERO_EIGENVALUE = 1e-12
+# Singular values below this share of the largest are noise: the Gram matrix squares the condition
+# number, so half the digits of a double are gone; the QR form keeps them all but the last few.
+DEFAULT_TOLERANCE = {"gram": 1e-7, "qr": 1e-13}
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """One block's operator in its small form (letters as in the module's docstring)."""
+
+    status: int
+    observables: str
+    last: Tensor  # (n_b,) w_m
+    singular_values: Tensor  # (min(q n_b, p),) of F, descending
+    operator: Tensor  # (k, k) A, after clipping if asked for
+    start: Tensor  # (k,) z
+    lift: Tensor  # (n_b, k) Phi, after clipping if asked for
+    eigenvalues: Tensor  # (k,) complex128, after clipping if asked for
+    hindcast_error: float  # NaN where none was made
+
+    @property
+    def rank(self) -> int:
+        return self.operator.shape[0]
+
+
+def gather(snapshots: Tensor, segments: Sequence[tuple[int, int]]) -> Tensor:
+    """The columns of one block, S_b, as (m, n_b) float64."""
+    columns = [snapshots[:, start : start + length] for start, length in segments]
+    return torch.cat(columns, dim=1).to(torch.float64)
+
+
+def snapshot_svd(states: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
+    """Singular values (s,) and coordinates N (s, m) of a block's snapshots, s = min(m, n_b).
+
+    N = S V^T of the thin SVD  E^T = Q S V^T, where the rows of E are the snapshots (m, n_b), minus
+    the last one if `center`. N carries every inner product of the snapshots, N^T N = E E^T, and is
+    all that a fit needs of the n_b weights.
+    """
+    rows = states - states[-1] if center else states
+    _, sigma, vt = torch.linalg.svd(rows.T, full_matrices=False)
+    return sigma, sigma[:, None] * vt
+
+
+def observe(states: Tensor, observables: str) -> Tensor:
+    """Rows o_t: the states themselves (m, n_b), or their differences (m - 1, n_b)."""
+    return states if observables == "state" else states[1:] - states[:-1]
+
+
+def embed(observed: Tensor, delays: int) -> Tensor:
+    """Rows h_t = [o_t, o_{t-1}, ..., o_{t-q+1}], newest first: (P - q + 1, q n_b)."""
+    count = observed.shape[0] - delays + 1
+    newest_first = [observed[delays - 1 - j : delays - 1 - j + count] for j in range(delays)]
+    return torch.cat(newest_first, dim=1)
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    singular_values: Tensor  # (r,) all of F
+    operator: Tensor  # (k, k)
+    start: Tensor  # (k,)
+    lift: Tensor  # (n_b, k): the newest o_t of every column
+
+
+def _least_squares(h: Tensor, n_b: int, limit: int, tolerance: float, symmetric: bool) -> _Reduced:
+    """Fit h_{t+1} = U h_t over the rows of h and express it in the leading left singular basis."""
+    f, f_next = h[:-1].T, h[1:].T
+    q, sigma, vt = torch.linalg.svd(f, full_matrices=False)
+    k = min(limit, int((sigma > tolerance * sigma[0]).sum())) if sigma[0] > 0 else 0
+    q_k, sigma_k, v_k = q[:, :k], sigma[:k], vt[:k].T
+    image = f_next @ v_k / sigma_k  # U Q
+    operator = q_k.T @ image
+    if symmetric:
+        # Symmetric Procrustes (Higham 1988): minimise |A F - F'| over A = A^T, entry by entry.
+        c = q_k.T @ f_next @ v_k
+        s2 = sigma_k**2
+        operator = (sigma_k[:, None] * c.T + c * sigma_k) / (s2[:, None] + s2)
+        image = q_k @ operator
+    return _Reduced(sigma, operator, q_k.T @ h[-1], image[:n_b])
+
+
+def candidate_ranks(limit: int) -> list[int]:
+    """The ranks that a hindcast tries: 1, 2, 3, 4, 6, 8, 12, 16, ... and the limit itself."""
+    ranks = [r for e in range(limit.bit_length() + 1) for r in (2**e, 3 * 2**e // 2) if r <= limit]
+    return sorted({*ranks, limit} - {0})
+
+
+def hindcast(
+    h: Tensor, n_b: int, limit: int, tolerance: float, symmetric: bool, observables: str
+) -> tuple[int, float]:
+    """The rank that predicts the last third of the window best from the first two, and its error.
+
+    The error is that of the predicted displacement, relative to the displacement itself, over all
+    predicted snapshots (root of the summed squares). Rank 0 (stand still, error 1) wins where no
+    operator does better. Windows of fewer than 3 pairs cannot be split: (limit, NaN).
+    """
+    pairs = h.shape[0] - 1
+    if pairs < 3:
+        return limit, math.nan
+    split = pairs - max(1, pairs // 3)
+    fitted = _least_squares(h[: split + 1], n_b, limit, tolerance, symmetric)
+    truth = h[split + 1 :, :n_b]
+    if observables == "state":
+        truth = truth - h[split, :n_b]
+    else:
+        truth = truth.cumsum(0)
+    scale = float((truth**2).sum())
+    best_rank, best_error = 0, 1.0
+    if scale == 0:
+        return best_rank, best_error
+    for rank in candidate_ranks(fitted.operator.shape[0]):
+        a, y = fitted.operator[:rank, :rank], fitted.start[:rank]
+        rows = []
+        for _ in range(truth.shape[0]):
+            rows.append(fitted.lift[:, :rank] @ y)
+            y = a @ y
+        predicted = torch.stack(rows)
+        if observables == "state":
+            predicted = predicted - h[split, :n_b]
+        else:
+            predicted = predicted.cumsum(0)
+        error = math.sqrt(float(((predicted - truth) ** 2).sum()) / scale)
+        if error < best_error:  # NaN compares false: a diverging rank is never the best
+            best_rank, best_error = rank, error
+    return best_rank, best_error
+
+
+def eigenbasis(operator: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Eigenvalues, eigenvectors of A, and whether the eigenvectors are fit to compute with."""
+    values, vectors = torch.linalg.eig(operator)
+    usable = bool(values.numel() == 0 or torch.linalg.cond(vectors) < EIGENBASIS_CONDITION_LIMIT)
+    return values, vectors, usable
+
+
+def shrinker(operator: Tensor) -> Tensor:
+    """P such that the eigenvalues of A P outside the unit circle are moved radially onto it.
+
+    P = W diag(min(1, 1/|lambda|)) W^-1 in a well-conditioned eigenbasis W. Elsewhere there is none,
+    and the modulus of every unstable direction is bounded through a spectral-radius scaling of A.
+    """
+    values, vectors, usable = eigenbasis(operator)
+    modulus = values.abs()
+    if usable:
+        scale = (1 / modulus.clamp(min=1)).to(vectors.dtype)
+        return (vectors * scale @ torch.linalg.inv(vectors)).real
+    return torch.eye(len(values), dtype=operator.dtype) / modulus.max().clamp(min=1)
+
+
+def fit_block(
+    states: Tensor,
+    *,
+    observables: str = "increments",
+    rank: int | str | None = None,
+    tolerance: float | None = None,
+    delays: int = 1,
+    symmetric: bool = False,
+    unstable: str = "keep",
+) -> BlockFit:
+    """Fit one block's operator to its snapshots (m, n_b)."""
+    n_b = states.shape[1]
+    empty = torch.zeros(0, dtype=torch.float64)
+    nothing = empty.reshape(0, 0), empty, states.new_zeros(n_b, 0), empty.to(torch.complex128)
+
+    def without_operator(status: int, singular_values: Tensor, error: float) -> BlockFit:
+        return BlockFit(status, observables, states[-1], singular_values, *nothing, error)
+
+    if not bool(torch.isfinite(states).all()):
+        return without_operator(NON_FINITE, empty, math.nan)
+    h = embed(observe(states, observables), delays)
+    cut = DEFAULT_TOLERANCE["qr"] if tolerance is None else tolerance
+    limit = rank if isinstance(rank, int) else min(h.shape[0] - 1, h.shape[1])
+    error = math.nan
+    if rank == "auto":
+        limit, error = hindcast(h, n_b, limit, cut, symmetric, observables)
+    reduced = _least_squares(h, n_b, limit, cut, symmetric)
+    operator, lift = reduced.operator, reduced.lift
+    if operator.shape[0] == 0:
+        return without_operator(STILL, reduced.singular_values, error)
+    values = torch.linalg.eigvals(operator)
+    if unstable == "clip" and bool((values.abs() > 1).any()):
+        p = shrinker(operator)
+        operator, lift = operator @ p, lift @ p
+        values = torch.linalg.eigvals(operator)
+    return BlockFit(
+        OK,
+        observables,
+        states[-1],
+        reduced.singular_values,
+        operator,
+        reduced.start,
+        lift,
+        values,
+        error,
+    )
+
+
+def geometric_sum(values: Tensor, horizon: float) -> Tensor:
+    """1 + lambda + ... + lambda^(T-1) = (lambda^T - 1) / (lambda - 1), for any real T >= 0."""
+    if math.isinf(horizon):
+        inside = (values.abs() < 1) & ((values - 1).abs() > UNIT_EIGENVALUE_TOLERANCE)
+        return torch.where(inside, 1 / (1 - values), torch.full_like(values, math.nan))
+    near_one = (values - 1).abs() < 1e-5
+    far = torch.where(near_one, torch.zeros_like(values), values)
+    # Near 1 the closed form cancels; three terms of its series are exact to a double's precision
+    # only for short horizons, so log and expm1 carry it there.
+    exponent = horizon * torch.log(torch.where(near_one, values, torch.ones_like(values)))
+    eps = torch.where(near_one & (values != 1), values - 1, torch.ones_like(values))
+    half = exponent / 2
+    close = torch.where(values == 1, horizon + 0 * values, 2 * torch.sinh(half) * half.exp() / eps)
+    return torch.where(near_one, close, (far**horizon - 1) / (far - 1))
+
+
+def _power(values: Tensor, exponent: float) -> Tensor:
+    """lambda^(T-1), principal branch, without the modes that are gone at once."""
+    if math.isinf(exponent):
+        one = (values - 1).abs() <= UNIT_EIGENVALUE_TOLERANCE
+        none = (values.abs() >= 1) & ~one
+        limit = one.to(values.dtype)
+        return torch.where(none, torch.full_like(limit, math.nan), limit)
+    if exponent == 0:
+        return torch.ones_like(values)
+    gone = values.abs() <= ZERO_EIGENVALUE
+    safe = torch.where(gone, torch.ones_like(values), values)
+    return torch.where(gone, torch.zeros_like(values), safe**exponent)
+
+
+def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
+    """f_T(A) z without an eigenbasis: whole horizons by squaring, others linear in between."""
+    a, z = fit.operator, fit.start
+    if math.isinf(horizon):
+        if float(fit.eigenvalues.abs().max()) >= 1:
+            return torch.full_like(z, math.nan)
+        if fit.observables == "state":
+            return torch.zeros_like(z)
+        return torch.linalg.solve(torch.eye(len(z), dtype=z.dtype) - a, z)
+    low = math.floor(horizon)
+    if fit.observables == "state":
+        whole = torch.linalg.matrix_power(a, max(low, 1) - 1) @ z
+        step = a @ whole
+    else:
+        # [[A, z], [0, 1]]^T holds (I + A + ... + A^(T-1)) z in its last column.
+        affine = torch.zeros(len(z) + 1, len(z) + 1, dtype=z.dtype)
+        affine[:-1, :-1], affine[:-1, -1], affine[-1, -1] = a, z, 1
+        whole = torch.linalg.matrix_power(affine, low)[:-1, -1]
+        step = a @ whole + z
+    return whole + (horizon - low) * (step - whole) if horizon > low else whole
+
+
+def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
+    """Weights (len(horizons), n_b) at the given horizons, in recorded intervals (0 = now)."""
+    if fit.status == NON_FINITE:
+        return torch.full((len(horizons), fit.last.shape[0]), math.nan, dtype=torch.float64)
+    if fit.status == STILL:
+        return fit.last.repeat(len(horizons), 1)
+    values, vectors, usable = eigenbasis(fit.operator)
+    rows = []
+    for horizon in horizons:
+        if horizon == 0:
+            rows.append(fit.last)
+            continue
+        state = fit.observables == "state"
+        if usable:
+            amplitudes = torch.linalg.solve(vectors, fit.start.to(vectors.dtype))
+            factor = _power(values, horizon - 1) if state else geometric_sum(values, horizon)
+            y = (vectors @ (factor * amplitudes)).real
+        elif state and horizon < 1:
+            # Between now and one interval there is no operator power to interpolate from.
+            rows.append(fit.last + horizon * (fit.lift @ fit.start - fit.last))
+            continue
+        else:
+            y = _by_squaring(fit, horizon)
+        rows.append(fit.lift @ y if state else fit.last + fit.lift @ y)
+    return torch.stack(rows)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""KoopmanOperator: fit once, predict at many horizons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from koopfast import _ops
+from koopfast._reference import NON_FINITE, OK, STILL
+from koopfast.config import KoopmanConfig
+from koopfast.errors import ConfigError
+from koopfast.partition import Partition
+
+__all__ = ["KoopmanOperator"]
+
+
+class KoopmanOperator:
+    """One linear operator a block of weights, fitted to their recorded evolution.
+
+    Made by :meth:`fit`; :meth:`predict` applies powers of it. The operator keeps a reference to
+    the snapshots, not a copy: they must stay as they are until the last prediction.
+
+    Attributes:
+        partition: the blocks.
+        m: snapshots in the window.
+        n: weights.
+        observables: "state" or "increments".
+        status: int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do
+            not move, or no operator predicts them better than standing still), 2 a snapshot of
+            the block is not finite.
+        rank: int64, (n_blocks,).
+        hindcast_error: float64, (n_blocks,): relative error of the displacement predicted for the
+            window's last third from its first two; 1 where standing still did best, NaN where no
+            hindcast was made (``rank`` given, or a window too short to split).
+    """
+
+    def __init__(
+        self,
+        snapshots: Tensor,
+        partition: Partition,
+        options: _ops.FitOptions,
+    ) -> None:
+        self.partition = partition
+        self.observables = options.observables
+        self.m, self.n = snapshots.shape
+        self._snapshots = snapshots
+        self._table = _ops.BlockTable(partition)
+        self._fitted = _ops.operator_fit(snapshots, self._table, options)
+        self.status = self._fitted.status
+        self.rank = self._fitted.rank
+        self.hindcast_error = self._fitted.hindcast_error
+
+    @classmethod
+    def fit(
+        cls,
+        snapshots: Tensor | NDArray[np.generic],
+        partition: Partition | None = None,
+        *,
+        observables: str = "increments",
+        rank: int | str | None = "auto",
+        tolerance: float | None = None,
+        delays: int = 1,
+        symmetric: bool = False,
+        method: str = "gram",
+        unstable: str = "clip",
+    ) -> KoopmanOperator:
+        """Fit the operator of each block to recorded states.
+
+        Args:
+            snapshots: (m, n), a torch tensor or numpy array of float16, bfloat16, float32 or
+                float64, one recorded state a row, in time order. Rows must be contiguous (other
+                layouts are copied), row strides larger than n are fine.
+            partition: the blocks (default: one block of all weights).
+            observables: "state", the weights w_t, as in the paper (U = F' F^+, section 3); or
+                "increments", d_t = w_{t+1} - w_t, so that w_{m+T} = w_m + sum_k A^k d_last. The
+                second is the same as an affine operator and the more accurate where training is
+                smooth.
+            rank: the most directions a block keeps; None for all above the tolerance; "auto" for
+                the number that predicts the window's last third best from its first two, with
+                none (the block stands still) where nothing predicts it.
+            tolerance: directions whose singular value is below this share of the largest are
+                noise. Default 1e-7 for "gram", 1e-13 for "qr".
+            delays: q >= 1 consecutive observables in one (Hankel DMD); momentum needs q >= 2.
+            symmetric: fit a self-adjoint operator (symmetric Procrustes, Higham 1988): real
+                spectrum, as the gradient flow of a loss has near a minimum.
+            method: "gram" squares the snapshots into Gram matrices, summed in double: one read of
+                the snapshots, and directions below about 1e-8 of the largest are lost. "qr" works
+                on orthogonal factors (TSQR), exact to about 1e-15, for about four times the work.
+            unstable: "clip" moves eigenvalues from outside the unit circle onto it, so that no
+                prediction grows exponentially; "keep" leaves the least-squares operator as it is
+                (the paper's).
+
+        Raises:
+            ConfigError: an argument is none of the above, the partition does not fit the
+                snapshots, or there are too few snapshots (2 for "state", 3 for "increments", and
+                one more for each delay beyond the first).
+
+        A snapshot that is not finite is no error here: see ``status``.
+
+        >>> import torch, koopfast
+        >>> halving = 2.0 ** -torch.arange(6, dtype=torch.float64)
+        >>> snapshots = torch.stack((halving, 3 - halving), dim=1)
+        >>> operator = koopfast.KoopmanOperator.fit(snapshots)
+        >>> operator.predict([1, float("inf")])
+        tensor([[0.0156, 2.9844],
+                [0.0000, 3.0000]], dtype=torch.float64)
+        """
+        # The configuration's checks are the operator's, too.
+        KoopmanConfig(
+            observables=observables,
+            rank=rank,
+            tolerance=tolerance,
+            delays=delays,
+            symmetric=symmetric,
+            method=method,
+            unstable=unstable,
+        )
+        states = _ops.as_snapshots(snapshots)
+        m, n = states.shape
+        if partition is None:
+            partition = Partition.from_segments([[(0, n)]], n)
+        elif not isinstance(partition, Partition):
+            raise ConfigError(
+                f"partition: expected a Partition or None, got {type(partition).__name__}"
+            )
+        elif partition.n != n:
+            raise ConfigError(
+                f"partition: it covers {partition.n} weights, but the snapshots have {n} (shape "
+                f"({m}, {n})); make both from the same parameters"
+            )
+        options = _ops.FitOptions(observables, delays, rank, tolerance, symmetric, unstable, method)
+        if m < options.least_snapshots():
+            raise ConfigError(
+                f"snapshots: {observables} with delays={delays} need at least "
+                f"{options.least_snapshots()} recorded states, got {m}"
+            )
+        return cls(states, partition, options)
+
+    def predict(self, horizons: Sequence[float] | float, *, out: Tensor | None = None) -> Tensor:
+        """Weights at each horizon, (len(horizons), n), in the snapshots' dtype and on their device.
+
+        Args:
+            horizons: recorded intervals after the last snapshot (steps = horizon x stride). 0 is
+                the last snapshot itself, to the last bit; fractions take the principal power,
+                ``math.inf`` the limit.
+            out: a tensor of that shape, dtype and device to write to, with contiguous rows.
+
+        Whole blocks are NaN where a snapshot was not finite, and at ``math.inf`` where there is no
+        limit: an eigenvalue on or outside the unit circle (for "state" 1 itself is a limit).
+        Fractional horizons of a block without a well-conditioned eigenbasis are linear between
+        the whole ones.
+
+        Raises:
+            ConfigError: a horizon is negative or NaN, or ``out`` does not fit.
+        """
+        wanted = _ops.check_horizons(horizons)
+        shape, like = (len(wanted), self.n), self._snapshots
+        if out is None:
+            out = torch.empty(shape, dtype=like.dtype, device=like.device)
+        elif (out.shape, out.dtype, out.device) != (torch.Size(shape), like.dtype, like.device):
+            raise ConfigError(
+                f"out: expected {shape} {like.dtype} on {like.device}, "
+                f"got {tuple(out.shape)} {out.dtype} on {out.device}"
+            )
+        elif (self.n > 1 and out.stride(1) != 1) or (len(out) > 1 and out.stride(0) < self.n):
+            raise ConfigError(f"out: expected contiguous rows, got strides {out.stride()}")
+        _ops.predict(
+            like, self._table, self._fitted, wanted, out, increments=self.observables != "state"
+        )
+        return out
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks there are."""
+        return self.partition.n_blocks
+
+    @property
+    def ok(self) -> bool:
+        """Whether every block was fitted or stands still."""
+        return not bool((self.status == NON_FINITE).any())
+
+    @property
+    def still(self) -> bool:
+        """Whether no block has anything to predict."""
+        return not bool((self.status == OK).any())
+
+    def failure(self) -> str | None:
+        """One sentence on why the operator cannot be used, or None where it can."""
+        bad = torch.nonzero(self.status == NON_FINITE).flatten()
+        if len(bad) > 0:
+            first = int(bad[0])
+            names = self.partition.names
+            which = f" ({names[first]})" if names is not None else ""
+            return (
+                f"the snapshots of {len(bad)} of {self.n_blocks} blocks are not finite, the first "
+                f"of them block {first}{which}"
+            )
+        if self.still:
+            return "no block moves in a way that any operator predicts"
+        return None
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of all blocks, one block after another, (sum of ranks,) complex128.
+
+        They are per recorded interval, after clipping where asked for.
+        """
+        return self._fitted.packed_of("eigenvalues", self.rank)
+
+    def eigenvalues_of(self, block: int) -> Tensor:
+        """Eigenvalues of one block, (rank,) complex128."""
+        start = int(self._fitted.vector_offsets[block])
+        return self._fitted.eigenvalues[start : start + int(self.rank[block])]
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Singular values of all blocks' observables F, one block after another, float64.
+
+        Each block has as many as its rank can be at most (see :meth:`singular_values_of`).
+        """
+        return self._fitted.packed_of("singular_values", self._fitted.capacity)
+
+    def singular_values_of(self, block: int) -> Tensor:
+        """The leading singular values of a block's observables, descending, float64."""
+        start = int(self._fitted.vector_offsets[block])
+        return self._fitted.singular_values[start : start + int(self._fitted.capacity[block])]
+
+    def __repr__(self) -> str:
+        still = int((self.status == STILL).sum())
+        return (
+            f"KoopmanOperator({self.m} snapshots of {self.n} weights, {self.n_blocks} blocks "
+            f"({still} still), {self.observables}, ranks {int(self.rank.min())} to "
+            f"{int(self.rank.max())})"
+        )
