@@ -11,19 +11,22 @@ BENCH_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Tests and demo run what is installed, so the stamp depends on all that is (folders too: a file that is
-# removed changes nothing but its folder). Other options need another stamp.
-SOURCES := $(shell find cpp cuda python -name __pycache__ -prune -o -print 2>/dev/null)
+# Tests and demo run what is installed, so it must never be stale: the stamp depends on every file that is
+# compiled or copied, and its name on the options and on which files there are (one removed, one added).
+SOURCES := $(shell find cpp cuda python -type f -not -path '*/__pycache__/*' 2>/dev/null | sort)
+FILE_LIST := $(firstword $(shell echo $(SOURCES) | cksum))
 TOOLS := .venv/.tools
-INSTALLED := .venv/.installed-cuda-$(KOOPFAST_CUDA)-werror-$(KOOPFAST_WERROR)
+INSTALLED := .venv/.installed-cuda-$(KOOPFAST_CUDA)-werror-$(KOOPFAST_WERROR)-$(FILE_LIST)
 CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help demo test doctest bench lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo test bench lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(INSTALLED) ## .venv with koopfast and all it can use; the others do this first
 
 demo: $(INSTALLED) ## two trainings, with and without Koopman jumps, and a report (DEMO_ARGS)
 	$(BIN)/python -m koopfast demo $(DEMO_ARGS)

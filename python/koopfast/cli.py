@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import os
@@ -36,6 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KoopfastError as error:
         print(f"koopfast: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _DEMO_MODULES:
+            raise
+        print(
+            f"koopfast: the demo needs {missing}, which is not installed: "
+            "pip install 'koopfast[demo]'",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("koopfast: interrupted", file=sys.stderr)
@@ -76,29 +87,13 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _demo_module() -> Any:
-    try:
-        from koopfast import demo
-    except ModuleNotFoundError as error:
-        _explain_missing_extra(error)
-        raise
-    return demo
-
-
 def _demo(options: argparse.Namespace) -> int:
-    try:
-        code: int = _demo_module().run(options)
-    except ModuleNotFoundError as error:
-        _explain_missing_extra(error)
-        raise
+    code: int = _demo_module().run(options)
     return code
 
 
-def _explain_missing_extra(error: ModuleNotFoundError) -> None:
-    if error.name is not None and error.name.partition(".")[0] in _DEMO_MODULES:
-        raise KoopfastError(
-            f"the demo needs {error.name}, which is not installed: pip install 'koopfast[demo]'"
-        ) from error
+def _demo_module() -> Any:
+    return importlib.import_module("koopfast.demo")
 
 
 def _info(options: argparse.Namespace) -> int:
