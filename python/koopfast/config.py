@@ -62,6 +62,8 @@ class KoopmanConfig:
         max_horizon: longest jump that "search" tries, in windows.
         guard: "probe" accepts a jump only if the probe's loss goes down, "finite" if all predicted
             weights are finite numbers.
+        probe_gradients: whether the probe runs with gradients enabled; "auto" tries without and
+            repeats with them if autograd asks for them.
         warmup: optimizer steps before the first recording.
         cooldown: optimizer steps after a jump before recording begins again.
         optimizer_state: after a jump, "keep" the optimizer's state or "reset" it.
@@ -89,6 +91,7 @@ class KoopmanConfig:
     horizon: int | Literal["search"] = "search"
     max_horizon: int = 256
     guard: Literal["probe", "finite"] = "probe"
+    probe_gradients: bool | Literal["auto"] = "auto"
     warmup: int = 0
     cooldown: int = 0
     optimizer_state: Literal["keep", "reset"] = "keep"
@@ -101,10 +104,14 @@ class KoopmanConfig:
         for field in ("average", "symmetric"):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
+        if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):
+            raise ConfigError(
+                f'probe_gradients: expected True, False or "auto", got {self.probe_gradients!r}'
+            )
         if self.rank is not None and self.rank != "auto":
-            self._store("rank", whole("rank", self.rank, 1, 'or "auto" or None'))
+            self._store("rank", whole("rank", self.rank, 1, ', or "auto" or None'))
         if self.horizon != "search":
-            hint = 'of optimizer steps, or "search"'
+            hint = ' optimizer steps, or "search"'
             self._store("horizon", whole("horizon", self.horizon, 1, hint))
         self._check_tolerance()
         self._check_partition()
@@ -147,7 +154,7 @@ class KoopmanConfig:
             stride=1,
             rank=None,
             unstable="keep",
-            horizon=whole("horizon", horizon, 1, "of optimizer steps"),
+            horizon=whole("horizon", horizon, 1, " optimizer steps"),
             guard="finite",
             warmup=warmup,
             optimizer_state="keep",

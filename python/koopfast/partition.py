@@ -501,7 +501,10 @@ def _recurrent_end(role: str) -> str:
 def _any_other(table: _Table, name: str, pieces: Sequence[_Piece]) -> None:
     """Rows of dim 0, each with its entry of the 1-D parameters that belong to it."""
     matrices = [p for p in pieces if len(p.shape) > 1]
-    joining: dict[str, list[_Piece]] = {p.role: [p] for p in matrices}
+    # By role and rows: the originals of one parametrized tensor stay together where they can.
+    joining: dict[tuple[str, int], list[_Piece]] = {}
+    for matrix in matrices:
+        joining.setdefault((matrix.role, matrix.rows), []).append(matrix)
     alone = []
     for vector in pieces:
         if len(vector.shape) > 1:
@@ -511,11 +514,11 @@ def _any_other(table: _Table, name: str, pieces: Sequence[_Piece]) -> None:
         before = [p for p in alike if p.start < vector.start]
         partner = (by_name or before[-1:] or alike)[:1]
         if partner:
-            joining[partner[0].role].append(vector)
+            joining[partner[0].role, partner[0].rows].append(vector)
         else:
             alone.append(vector)
-    for role, own in joining.items():
-        table.add_rows(own, own[0].rows, f"{name}.{role}")
+    for (role, rows), own in joining.items():
+        table.add_rows(own, rows, f"{name}.{role}")
     for piece in alone:
         table.add_whole(piece, name)
 
@@ -654,9 +657,8 @@ def whole(argument: str, value: object, least: int, hint: str = "") -> int:
     """``value`` as an int, or ConfigError unless it is an integer (not a bool) of ``least``."""
     number = index(value) if isinstance(value, SupportsIndex) else None
     if number is None or isinstance(value, bool) or number < least:
-        also = f" {hint}" if hint else ""
         raise ConfigError(
-            f"{argument}: expected an integer of {least} or more{also}, got {value!r}"
+            f"{argument}: expected an integer of {least} or more{hint}, got {value!r}"
         )
     return number
 

@@ -63,7 +63,7 @@ class SnapshotBuffer:
         stride: int = 1,
         average: bool = False,
     ) -> None:
-        self.capacity = whole("capacity", capacity, 2, "snapshots (a fit pairs two)")
+        self.capacity = whole("capacity", capacity, 2, " snapshots (a fit pairs two)")
         self.stride = whole("stride", stride, 1)
         self.average = bool(average)
         self.vector = (
