@@ -8,13 +8,14 @@ Everything here is made of Python numbers and strings, so it survives JSON and
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from koopfast.errors import CheckpointError
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .errors import CheckpointError
 
 __all__ = ["Counters", "EpochRecord", "History", "JumpRecord", "Spread"]
 
@@ -30,10 +31,13 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Spread | None:
+    def of(cls, values: ArrayLike) -> Spread | None:
         """Spread of the finite ones among ``values``; None when there is none."""
-        finite = [float(value) for value in values if math.isfinite(value)]
-        return cls(min(finite), statistics.median(finite), max(finite)) if finite else None
+        numbers = np.asarray(values, dtype=np.float64)
+        finite = numbers[np.isfinite(numbers)]
+        if finite.size == 0:
+            return None
+        return cls(float(finite.min()), float(np.median(finite)), float(finite.max()))
 
 
 @dataclass(frozen=True)

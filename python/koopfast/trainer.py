@@ -34,9 +34,6 @@ __all__ = ["KoopmanTrainer"]
 # million float32 weights; for a billion, each row is formed alone and only if it is tried.
 _CANDIDATE_BYTES = 512 * 2**20
 
-# A block that does not move (KoopmanOperator.status).
-_STILL = 1
-
 
 class KoopmanTrainer:
     """Koopman training of a model with any optimizer.
@@ -315,8 +312,8 @@ class KoopmanTrainer:
             seconds_fit=seconds_fit,
             seconds_predict=predictions.seconds,
             seconds_probe=verdict.seconds_probe,
-            rank=Spread.of(operator.rank.tolist()),
-            hindcast_error=Spread.of(operator.hindcast_error.tolist()),
+            rank=Spread.of(operator.rank.cpu()),
+            hindcast_error=Spread.of(operator.hindcast_error.cpu()),
         )
 
     def _settle(
@@ -518,12 +515,10 @@ def _horizons(config: KoopmanConfig, count: int) -> list[int]:
 
 def _refusal(operator: KoopmanOperator) -> Verdict | None:
     """A verdict without a trial, where the operator has nothing to predict."""
-    kind, reason = "operator", operator.failure()
-    if reason is None and bool((operator.status == _STILL).all()):
-        kind, reason = "still", "no weight moved within the window"
+    reason = operator.failure()
     if reason is None:
         return None
-    return Verdict(False, 0, None, None, (), kind, reason)
+    return Verdict(False, 0, None, None, (), "still" if operator.ok else "operator", reason)
 
 
 def _check_arguments(model: Any, optimizer: Any, config: Any) -> None:
