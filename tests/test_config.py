@@ -52,6 +52,7 @@ def test_the_defaults_pass_their_own_checks() -> None:
         ({"tolerance": 1.0}, "tolerance: expected a fraction .* got 1.0"),
         ({"tolerance": float("nan")}, "tolerance: expected a fraction .* got nan"),
         ({"average": "yes"}, "average: expected True or False, got 'yes'"),
+        ({"probe_gradients": "yes"}, "probe_gradients: expected True, False or .* got 'yes'"),
         ({"symmetric": 1}, "symmetric: expected True or False, got 1"),
     ],
 )

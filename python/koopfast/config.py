@@ -35,7 +35,7 @@ class KoopmanConfig:
     """How a :class:`~koopfast.KoopmanTrainer` records, fits, jumps and checks.
 
     Three units are kept apart: optimizer *steps*, recorded *snapshots* (one every ``stride``
-    steps) and *windows* (``window`` snapshots, which take ``window * stride`` steps).
+    steps) and *windows* (the ``(window - 1) * stride`` steps from the first snapshot to the last).
 
     Attributes:
         partition: which weights are predicted together: "network", "layer", "node", "quasi_node",
