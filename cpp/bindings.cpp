@@ -57,12 +57,6 @@ FittedBlocks fitted(const OperatorArrays& a) {
           a.lifts,          a.eigenvalues,    a.eigenvectors, a.amplitudes};
 }
 
-[[noreturn]] void no_cuda() {
-  throw std::runtime_error(
-      "koopfast was built without CUDA (KOOPFAST_CUDA=OFF, or no nvcc was found): "
-      "rebuild it with KOOPFAST_CUDA=ON, or move the snapshots to the CPU");
-}
-
 void bind_snapshot_svd(py::module_& m) {
   m.def(
       "snapshot_gram",
@@ -74,13 +68,8 @@ void bind_snapshot_svd(py::module_& m) {
         if (!on_device)
           return snapshot_gram(s, t, at<int64_t>(blocks), count, center, at<double>(grams),
                                threads);
-#if KOOPFAST_CUDA_ENABLED
         cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, center, at<double>(grams),
                             at<void>(stream));
-#else
-        (void)stream;
-        no_cuda();
-#endif
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks").noconvert(), py::arg("count"),
       py::arg("center"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
@@ -149,14 +138,9 @@ void bind_operator(py::module_& m) {
           return combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
                          at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
                          out_stride, threads);
-#if KOOPFAST_CUDA_ENABLED
         cuda::combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
                       at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
                       out_stride, at<void>(stream));
-#else
-        (void)stream;
-        no_cuda();
-#endif
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"), py::arg("dual"),
       py::arg("base"), py::arg("value_offsets"), py::arg("values"), py::arg("n_horizons"),

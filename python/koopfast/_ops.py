@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,22 +201,28 @@ def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
+def _current(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a CUDA device the current one, where its kernels are launched; nothing on the CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, center: bool) -> Tensor:
     """Gram matrices of the blocks' snapshots, (len(blocks), m, m) float64 on their device."""
     device, m = snapshots.device, snapshots.shape[0]
     grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device=device)
     arrays, own = table.to(device), blocks.to(device)
-    _native.snapshot_gram(
-        _view(snapshots),
-        _addresses(arrays),
-        own.data_ptr(),
-        len(blocks),
-        center,
-        grams.data_ptr(),
-        torch.get_num_threads(),
-        device.type == "cuda",
-        _stream(device),
-    )
+    with _current(device):
+        _native.snapshot_gram(
+            _view(snapshots),
+            _addresses(arrays),
+            own.data_ptr(),
+            len(blocks),
+            center,
+            grams.data_ptr(),
+            torch.get_num_threads(),
+            device.type == "cuda",
+            _stream(device),
+        )
     return grams
 
 
@@ -393,22 +400,23 @@ def _combine(
     arrays = table.to(device)
     own = blocks.to(device)
     values, value_offsets, base = (t.to(device) for t in powers)
-    _native.combine(
-        _view(snapshots),
-        _addresses(arrays),
-        own.data_ptr(),
-        len(blocks),
-        dual,
-        base.data_ptr(),
-        value_offsets.data_ptr(),
-        values.data_ptr(),
-        base.shape[1],
-        out.data_ptr(),
-        max(out.shape[1], out.stride(0)),
-        torch.get_num_threads(),
-        device.type == "cuda",
-        _stream(device),
-    )
+    with _current(device):
+        _native.combine(
+            _view(snapshots),
+            _addresses(arrays),
+            own.data_ptr(),
+            len(blocks),
+            dual,
+            base.data_ptr(),
+            value_offsets.data_ptr(),
+            values.data_ptr(),
+            base.shape[1],
+            out.data_ptr(),
+            max(out.shape[1], out.stride(0)),
+            torch.get_num_threads(),
+            device.type == "cuda",
+            _stream(device),
+        )
 
 
 def check_horizons(horizons: Sequence[float] | float) -> list[float]:

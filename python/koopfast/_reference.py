@@ -136,10 +136,7 @@ def hindcast(
     split = pairs - max(1, pairs // 3)
     fitted = _least_squares(h[: split + 1], n_b, limit, tolerance, symmetric)
     truth = h[split + 1 :, :n_b]
-    if observables == "state":
-        truth = truth - h[split, :n_b]
-    else:
-        truth = truth.cumsum(0)
+    truth = truth - h[split, :n_b] if observables == "state" else truth.cumsum(0)
     scale = float((truth**2).sum())
     best_rank, best_error = 0, 1.0
     if scale == 0:
@@ -151,10 +148,7 @@ def hindcast(
             rows.append(fitted.lift[:, :rank] @ y)
             y = a @ y
         predicted = torch.stack(rows)
-        if observables == "state":
-            predicted = predicted - h[split, :n_b]
-        else:
-            predicted = predicted.cumsum(0)
+        predicted = predicted - h[split, :n_b] if observables == "state" else predicted.cumsum(0)
         error = math.sqrt(float(((predicted - truth) ** 2).sum()) / scale)
         if error < best_error:  # NaN compares false: a diverging rank is never the best
             best_rank, best_error = rank, error
@@ -178,7 +172,8 @@ def shrinker(operator: Tensor) -> Tensor:
     modulus = values.abs()
     if usable:
         scale = (1 / modulus.clamp(min=1)).to(vectors.dtype)
-        return (vectors * scale @ torch.linalg.inv(vectors)).real
+        projected: Tensor = vectors * scale @ torch.linalg.inv(vectors)
+        return projected.real
     return torch.eye(len(values), dtype=operator.dtype) / modulus.max().clamp(min=1)
 
 
@@ -268,10 +263,11 @@ def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
             return torch.full_like(z, math.nan)
         if fit.observables == "state":
             return torch.zeros_like(z)
-        return torch.linalg.solve(torch.eye(len(z), dtype=z.dtype) - a, z)
+        limit: Tensor = torch.linalg.solve(torch.eye(len(z), dtype=z.dtype) - a, z)
+        return limit
     low = math.floor(horizon)
     if fit.observables == "state":
-        whole = torch.linalg.matrix_power(a, max(low, 1) - 1) @ z
+        whole: Tensor = torch.linalg.matrix_power(a, max(low, 1) - 1) @ z
         step = a @ whole
     else:
         # [[A, z], [0, 1]]^T holds (I + A + ... + A^(T-1)) z in its last column.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,13 +62,13 @@ class KoopmanOperator:
         snapshots: Tensor | NDArray[np.generic],
         partition: Partition | None = None,
         *,
-        observables: str = "increments",
-        rank: int | str | None = "auto",
+        observables: Literal["state", "increments"] = "increments",
+        rank: int | Literal["auto"] | None = "auto",
         tolerance: float | None = None,
         delays: int = 1,
         symmetric: bool = False,
-        method: str = "gram",
-        unstable: str = "clip",
+        method: Literal["gram", "qr"] = "gram",
+        unstable: Literal["clip", "keep"] = "clip",
     ) -> KoopmanOperator:
         """Fit the operator of each block to recorded states.
 
