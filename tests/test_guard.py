@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from koopfast import ConfigError
-from koopfast._savepoint import Savepoint
+from koopfast._savepoint import Savepoint, restore_all
 from koopfast.guard import Guard, Verdict, scalar_loss
 from koopfast.parameters import ParameterVector
 from training_runs import Run, assert_same, everything, noisy_run
@@ -310,6 +310,47 @@ def test_the_probe_guard_wants_a_probe() -> None:
     savepoint = Savepoint(run.model, vector.parameters, vector.device)
     with pytest.raises(ConfigError, match="probe"):
         Guard("probe").judge(vector, [], savepoint)
+
+
+def test_inside_autocast_each_candidate_is_judged_by_its_own_weights() -> None:
+    """Autocast keeps the bfloat16 copies of weights that were cast once."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 8.0)
+    vector = ParameterVector(model.named_parameters())
+    x = torch.ones(1, 1)
+    candidates = [(1, torch.tensor([4.0])), (2, torch.tensor([2.0]))]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).item() == 8.0
+        savepoint = Savepoint(model, vector.parameters, vector.device)
+        verdict = Guard("probe").judge(vector, candidates, savepoint, lambda: model(x))
+        assert model(x).item() == 2.0
+    assert verdict.loss_before == 8.0
+    assert verdict.candidates == ((1, 4.0), (2, 2.0))
+
+
+class Stubborn:
+    """Is restored at the second attempt."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.errors = iter([error])
+        self.restored = False
+
+    def restore(self) -> None:
+        for error in self.errors:
+            raise error
+        self.restored = True
+
+
+def test_an_interrupt_or_an_error_does_not_keep_the_rest_from_being_restored() -> None:
+    interrupted, after = Stubborn(KeyboardInterrupt()), Stubborn(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        restore_all(interrupted, after)
+    assert interrupted.restored
+    assert after.restored
+    after = Stubborn(KeyboardInterrupt())
+    with pytest.raises(OSError, match="first"):
+        restore_all(Stubborn(OSError("first")), after, Stubborn(OSError("second")))
+    assert after.restored
 
 
 def test_an_interrupt_while_restoring_waits_until_all_is_back(

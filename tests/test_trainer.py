@@ -309,6 +309,22 @@ def test_rollback_brings_weights_and_optimizer_back_to_the_jump(optimizer: str, 
     assert len(trainer.history.jumps) == 1
 
 
+def test_rollback_forgets_the_state_of_a_parameter_first_stepped_after_the_jump() -> None:
+    run = smooth_run("adam")
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST, horizon=10, guard="finite")
+    late = run.model[2].bias
+    for _ in range(30):
+        run.optimizer.zero_grad()
+        run.loss().backward()
+        if trainer.history.counters.jumps_accepted == 0:
+            late.grad = None
+        run.optimizer.step()
+        trainer.after_step()
+    assert late in run.optimizer.state
+    trainer.rollback()
+    assert late not in run.optimizer.state
+
+
 def test_rollback_brings_the_running_statistics_back() -> None:
     run = noisy_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST, horizon=10, guard="finite")

@@ -104,6 +104,7 @@ def test_a_failure_at_any_stage_leaves_everything_as_before_and_training_goes_on
             trainer.after_step(probe)
     assert caught.value is error
     assert_same(everything(run), before)
+    assert trainer.history.counters.jumps_accepted == len(trainer.history.jumps) == 0
     with pytest.raises(KoopfastError, match="no accepted jump"):
         trainer.rollback()
     losses = iter([9.0, 8.0, *[10.0] * 100])
@@ -208,6 +209,7 @@ def refused_and_warned_once(run: Run, trainer: KoopmanTrainer, kind: str, steps:
         assert record is not None
         assert (record.accepted, record.kind, record.horizon) == (False, kind, 0)
         assert [w.category for w in caught] == [KoopmanWarning] * expected
+        assert all(w.filename == __file__ for w in caught)
     assert trainer.history.counters.jumps_refused == 2
 
 

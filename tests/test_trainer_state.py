@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from koopfast import CheckpointError, KoopmanTrainer, Partition
+from koopfast import CheckpointError, KoopmanTrainer, KoopmanWarning, Partition
 from training_runs import Run, assert_same, everything, noisy_run, smooth_run
 
 FAST = {"window": 6, "stride": 3, "partition": "network", "rank": 3, "warmup": 2, "cooldown": 4}
@@ -57,6 +57,18 @@ def test_resumed_anywhere_training_goes_on_to_the_last_bit(at: int, average: boo
     assert other.history.counters.optimizer_steps == 60
 
 
+def test_resumed_in_mid_stride_a_jump_at_once_is_the_same() -> None:
+    run, resumed = smooth_run(), smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST, horizon=30)
+    run.train(trainer, 16)
+    resumed.model.load_state_dict(run.model.state_dict())
+    other = KoopmanTrainer(resumed.model, resumed.optimizer, **FAST, horizon=30)
+    other.load_state_dict(saved(trainer.state_dict()))
+    assert trainer.jump_now(run.loss).accepted
+    assert other.jump_now(resumed.loss).accepted
+    assert_same(resumed.weights(), run.weights())
+
+
 def test_a_state_taken_does_not_follow_the_run() -> None:
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
@@ -90,6 +102,23 @@ def test_what_a_run_has_learnt_about_its_probe_and_said_is_kept() -> None:
         other.after_step(probe)
     assert modes
     assert all(modes)
+
+
+def test_switched_off_and_warned_it_stays_so() -> None:
+    run = smooth_run()
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    run.train(trainer, 19)
+    with pytest.warns(KoopmanWarning, match="jump refused"):
+        run.train(trainer, 1)
+    trainer.enabled = False
+    other = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    other.load_state_dict(saved(trainer.state_dict()))
+    run.train(other, 20)
+    assert len(other.history.jumps) == 1
+    other.enabled = True
+    run.train(other, 18)
+    assert len(other.history.jumps) == 2
 
 
 def test_another_configuration_is_refused_with_the_differences() -> None:

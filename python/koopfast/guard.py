@@ -174,10 +174,13 @@ class _Timed:
 
 def _call(probe: Probe, savepoint: Savepoint, *, gradients: bool) -> float:
     savepoint.gradients.hide()
+    # Within an autocast region torch keeps cast copies of the weights: those of other candidates.
+    torch.clear_autocast_cache()
     try:
         with torch.set_grad_enabled(gradients):
             return scalar_loss(probe(), "probe")
     finally:
+        torch.clear_autocast_cache()
         savepoint.restore_surroundings()
 
 

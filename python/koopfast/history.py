@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from .errors import CheckpointError
 
-__all__ = ["Counters", "EpochRecord", "History", "JumpRecord", "Spread"]
+__all__ = ["Counters", "EpochRecord", "History", "HistoryMark", "JumpRecord", "Spread"]
 
 _Record = TypeVar("_Record")
 
@@ -52,8 +52,9 @@ class JumpRecord:
         loss_after: probed loss at the kept weights; None if refused or nothing was probed.
         candidates: (horizon in optimizer steps, probed loss) in the order tried; the loss is NaN
             where the predicted weights were not finite.
-        kind: ``"accepted"``, or why not in one word: ``"no_gain"``, ``"non_finite"``,
-            ``"non_finite_loss"``, ``"still"``, ``"operator"``.
+        kind: ``"accepted"``, or why not in one word: ``"no_gain"`` (the loss did not go down),
+            ``"non_finite"`` (the predicted weights), ``"non_finite_loss"`` (before the jump),
+            ``"still"`` (nothing moves predictably), ``"operator"`` (it could not be fitted).
         reason: the same as a sentence.
         probe_evaluations: how often the probe was called to its end.
         seconds_fit, seconds_predict, seconds_probe: wall time of the three stages. CUDA kernels
@@ -201,6 +202,20 @@ class History:
             f"History({c.optimizer_steps} optimizer steps, {c.predicted_steps} predicted steps, "
             f"{c.jumps_accepted} jumps accepted, {c.jumps_refused} refused)"
         )
+
+
+class HistoryMark:
+    """The counts and the number of entries now; ``restore()`` forgets what came after."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._counters = dataclasses.replace(history.counters)
+        self._lengths = len(history.jumps), len(history.epochs)
+
+    def restore(self) -> None:
+        self._history.counters = self._counters
+        del self._history.jumps[self._lengths[0] :]
+        del self._history.epochs[self._lengths[1] :]
 
 
 def _jump_to_dict(jump: JumpRecord) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from ._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
 from .config import KoopmanConfig
 from .errors import ConfigError, KoopfastError, KoopmanWarning
 from .guard import Guard, Probe, Verdict
-from .history import History, JumpRecord, Spread
+from .history import History, HistoryMark, JumpRecord, Spread
 from .operator import KoopmanOperator
 from .parameters import ParameterVector, trainable_parameters
 from .partition import Partition
@@ -68,13 +69,13 @@ class KoopmanTrainer:
         >>> trainer = KoopmanTrainer(model, optimizer, window=8, stride=1)
         >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0], [3.0]])
         >>> loss = lambda: torch.nn.functional.mse_loss(model(x), y)
-        >>> for _ in range(40):
+        >>> for _ in range(8):
         ...     optimizer.zero_grad()
         ...     loss().backward()
         ...     optimizer.step()
         ...     record = trainer.after_step(probe=loss)
-        >>> trainer.history.counters.optimizer_steps
-        40
+        >>> record.accepted, record.loss_after < record.loss_before
+        (True, True)
     """
 
     def __init__(
@@ -183,8 +184,6 @@ class KoopmanTrainer:
             self._after_step(self._hook_probe)
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
-        if self._enabled:
-            self._parameters.check_unchanged()
         counters = self.history.counters
         counters.optimizer_steps += 1
         if not self._enabled:
@@ -253,6 +252,7 @@ class KoopmanTrainer:
 
     def _jump(self, probe: Probe | None) -> JumpRecord:
         """One attempt, all or nothing: an exception leaves everything as it was before it."""
+        history = HistoryMark(self.history)
         savepoint: Savepoint | None = None
         optimizer_state: OptimizerState | None = None
         try:
@@ -266,7 +266,7 @@ class KoopmanTrainer:
             self.history.add_jump(record)
         except BaseException:
             if savepoint is not None and optimizer_state is not None:
-                restore_all(savepoint, optimizer_state)
+                restore_all(savepoint, optimizer_state, history)
             self._restart_window()
             raise
         self._rollback = rollback
@@ -312,8 +312,8 @@ class KoopmanTrainer:
             seconds_fit=seconds_fit,
             seconds_predict=predictions.seconds,
             seconds_probe=verdict.seconds_probe,
-            rank=Spread.of(operator.rank.cpu()),
-            hindcast_error=Spread.of(operator.hindcast_error.cpu()),
+            rank=Spread.of(operator.rank.cpu().numpy()),
+            hindcast_error=Spread.of(operator.hindcast_error.cpu().numpy()),
         )
 
     def _settle(
@@ -341,7 +341,8 @@ class KoopmanTrainer:
         """Warn, once for each kind; last of all, since a warning may be made an exception."""
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(f"{message}; training goes on", KoopmanWarning, stacklevel=5)
+            text = f"{message}; training goes on"
+            warnings.warn(text, KoopmanWarning, stacklevel=_levels_to_caller())
 
     # The whole loop
 
@@ -364,8 +365,8 @@ class KoopmanTrainer:
                 are moved to the model's device. Iterated once an epoch.
             loss_fn: takes the model's output and ``y``, returns a scalar tensor.
             epochs: passes over the loader.
-            validate: called with the model after each epoch; returns a scalar, kept in
-                ``history``. Train and eval modes are put back after it.
+            validate: called with the model after each epoch, with gradients enabled; returns a
+                scalar, kept in ``history``. Train and eval modes are put back after it.
             progress: show a bar; None means if tqdm is installed and stderr is a terminal.
             max_steps: stop after so many optimizer steps of this call.
 
@@ -545,6 +546,16 @@ def _partition(config: KoopmanConfig, model: nn.Module, parameters: ParameterVec
             "freezing what is to be frozen"
         )
     return config.partition
+
+
+def _levels_to_caller() -> int:
+    """The ``stacklevel`` with which the caller's warning points out of this package."""
+    package = os.path.dirname(__file__)
+    frame = inspect.currentframe()
+    frames = 0
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, frames = frame.f_back, frames + 1
+    return frames
 
 
 def _jsonable(value: Any) -> Any:
