@@ -33,10 +33,11 @@ void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& 
   }
 }
 
-// N = Sigma V^T into s rows of m, sigma into m entries.
+// N = Sigma V^T into the first s of m rows, sigma into the first s of m entries, zeros after.
 void store_coordinates(const Vector& sigma, const Matrix& v, int64_t s, int64_t m,
                        double* coordinates, double* sigma_out) {
   std::fill_n(sigma_out, m, 0.0);
+  std::fill_n(coordinates + s * m, (m - s) * m, 0.0);
   Eigen::Map<RowMajor> out(coordinates, s, m);
   for (int64_t i = 0; i < s; ++i) {
     sigma_out[i] = sigma(i);
@@ -44,8 +45,8 @@ void store_coordinates(const Vector& sigma, const Matrix& v, int64_t s, int64_t 
   }
 }
 
-void store_failure(int64_t s, int64_t m, double* coordinates, double* sigma_out) {
-  std::fill_n(coordinates, s * m, std::numeric_limits<double>::quiet_NaN());
+void store_failure(int64_t m, double* coordinates, double* sigma_out) {
+  std::fill_n(coordinates, m * m, std::numeric_limits<double>::quiet_NaN());
   std::fill_n(sigma_out, m, std::numeric_limits<double>::quiet_NaN());
 }
 
@@ -93,7 +94,7 @@ void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, dou
     double* gram = grams + i * m * m;
     const int64_t s = std::min(m, sizes[i]);
     const Matrix g = Eigen::Map<RowMajor>(gram, m, m);
-    if (!g.allFinite()) return store_failure(s, m, gram, sigma + i * m);
+    if (!g.allFinite()) return store_failure(m, gram, sigma + i * m);
     Vector values;
     Matrix vectors;
     symmetric_eigen(g, values, vectors);
@@ -125,7 +126,7 @@ void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* 
     for (int64_t c = first[i] + 1; c < first[i + 1]; ++c) append_to_qr(factors[c], r);
     const int64_t rank = std::min(s.m, table.block_size(blocks[i]));
     double* out = coordinates + i * s.m * s.m;
-    if (!r.allFinite()) return store_failure(rank, s.m, out, sigma + i * s.m);
+    if (!r.allFinite()) return store_failure(s.m, out, sigma + i * s.m);
     Matrix u, v;
     Vector values;
     thin_svd(r, u, values, v);

@@ -16,8 +16,8 @@ namespace koopfast {
 void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
                    int64_t count, bool center, double* grams, int threads);
 
-// Sigma and N of each Gram matrix; s = min(m, sizes[i]) rows of N are written, packed at
-// i*m*m, over the Gram matrix itself. sigma: (count, m), zero from s on.
+// Sigma and N of each Gram matrix. N takes the matrix's place: s = min(m, sizes[i]) rows of m,
+// then zeros. sigma: (count, m), zero from s on. A block that is not finite has NaN in both.
 // Singular values below about 1e-8 of the largest are noise: the Gram matrix squares them.
 void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, double* sigma,
               int threads);

@@ -7,7 +7,8 @@
 #include "host_device.h"
 
 // The element types of snapshots. The two 16-bit types are storage only: every value is widened
-// to double on the way in and rounded once (to nearest, ties to even) on the way out.
+// to double on the way in, and on the way out rounded as torch does: to float, then to nearest with
+// ties to even.
 namespace koopfast {
 
 enum class ScalarType : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };

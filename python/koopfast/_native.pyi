@@ -32,9 +32,7 @@ def snapshot_gram(
     on_device: bool,
     stream: int,
 ) -> None: ...
-def gram_svd(
-    grams: int, sizes: int, count: int, m: int, sigma: int, threads: int
-) -> None: ...
+def gram_svd(grams: int, sizes: int, count: int, m: int, sigma: int, threads: int) -> None: ...
 def snapshot_qr(
     snapshots: _View,
     table: tuple[int, ...],

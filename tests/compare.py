@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one place where tolerances live."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Rounding of the result to its dtype, in units of its largest entry.
+ROUNDING = {
+    torch.float64: 1e-15,
+    torch.float32: 1e-7,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest deviation of a row, relative to the norm of the row expected."""
+    difference = (actual.double() - expected.double()).flatten(1).norm(dim=1)
+    return float((difference / expected.double().flatten(1).norm(dim=1).clamp(min=1e-300)).max())
+
+
+def assert_rows_close(
+    actual: Tensor, expected: Tensor, *, condition: float = 1.0, steps: float = 1.0
+) -> None:
+    """Rows agree to what double arithmetic keeps, plus one rounding to the dtype of `actual`.
+
+    `condition` is how much the computation may amplify rounding errors (of the fit: the ratio of
+    singular values, squared where a Gram matrix squares it), `steps` the largest horizon.
+    """
+    bound = 2 * ROUNDING[actual.dtype] + 1e-14 * condition * max(1.0, steps)
+    error = relative_error(actual, expected)
+    assert error <= bound, f"relative error {error:.2e}, allowed {bound:.2e}"
+
+
+def assert_same_spectrum(actual: Tensor, expected: Tensor, *, tolerance: float) -> None:
+    """Eigenvalues agree as multisets."""
+    assert len(actual) == len(expected), f"{len(actual)} eigenvalues, expected {len(expected)}"
+    left = actual.tolist()
+    for value in expected.tolist():
+        nearest = min(left, key=lambda other: abs(other - value))
+        assert abs(nearest - value) <= tolerance, f"no eigenvalue near {value}: {actual}"
+        left.remove(nearest)

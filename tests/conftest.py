@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices to run on: the CPU, and CUDA where it is usable.
+
+KOOPFAST_REQUIRE_CUDA=1 makes a run without a usable GPU fail instead of passing on the CPU alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+def _devices() -> list[str]:
+    usable = torch.cuda.is_available()
+    if os.environ.get("KOOPFAST_REQUIRE_CUDA") == "1" and not usable:
+        raise pytest.UsageError("KOOPFAST_REQUIRE_CUDA=1, but torch sees no usable CUDA device")
+    return ["cpu", "cuda"] if usable else ["cpu"]
+
+
+@pytest.fixture(params=_devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fits against systems of known spectrum, and native against the readable twin."""
+
+from __future__ import annotations
+
+import math
+
+import cases
+import pytest
+import torch
+from compare import assert_rows_close, assert_same_spectrum, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koopfast import KoopmanOperator, Partition, _reference
+
+OBSERVABLES = ("state", "increments")
+METHODS = ("gram", "qr")
+# Weights of a block: fewer than snapshots (primal form) and more (dual form).
+SIZES = (6, 300)
+M = 20
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("observables", OBSERVABLES)
+@pytest.mark.parametrize("system", cases.SYSTEMS, ids=lambda s: s.name)
+def test_finds_the_eigenvalues_of_a_known_system(system, observables, method, n, device):
+    snapshots = system.states(n, range(M)).to(device)
+    operator = KoopmanOperator.fit(
+        snapshots, observables=observables, rank=system.order, method=method, unstable="keep"
+    )
+    # A defective eigenvalue moves by the square root of what disturbs its matrix.
+    tolerance = 2e-5 if system.defective else 1e-8
+    assert_same_spectrum(operator.eigenvalues, system.eigenvalues(), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_repeated_eigenvalues_show_once_in_one_trajectory(n, device):
+    # Two equal eigenvalues with two eigenvectors: a single trajectory runs along one line.
+    system = cases.LinearSystem("repeated", (cases.real(0.9), cases.real(0.9), cases.real(0.5)))
+    operator = KoopmanOperator.fit(system.states(n, range(M)).to(device), rank=None)
+    expected = torch.tensor([0.9, 0.5], dtype=torch.complex128)
+    assert_same_spectrum(operator.eigenvalues, expected, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("observables", OBSERVABLES)
+def test_automatic_rank_is_the_order_of_a_noiseless_system(observables, n):
+    system = cases.SYSTEMS[2]
+    operator = KoopmanOperator.fit(system.states(n, range(M)), observables=observables)
+    assert operator.rank.tolist() == [system.order]
+    assert float(operator.hindcast_error[0]) < 1e-6
+
+
+def test_a_block_that_nothing_predicts_stands_still():
+    walk = cases.random_walk(24, 400)  # where it goes next has nothing to do with where it was
+    operator = KoopmanOperator.fit(walk)
+    assert operator.status.tolist() == [_reference.STILL]
+    assert operator.hindcast_error.tolist() == [1.0]
+    assert operator.failure() is not None
+    assert torch.equal(operator.predict([5.0])[0], walk[-1])
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("observables", OBSERVABLES)
+def test_symmetric_fit_has_a_real_spectrum(observables, n):
+    snapshots = cases.random_walk(12, n)
+    operator = KoopmanOperator.fit(snapshots, observables=observables, rank=4, symmetric=True)
+    assert float(operator.eigenvalues.imag.abs().max()) == 0
+    system = cases.SYSTEMS[0]  # a symmetric system is found exactly
+    exact = KoopmanOperator.fit(system.states(n, range(M)), rank=3, symmetric=True)
+    assert_same_spectrum(exact.eigenvalues, system.eigenvalues(), tolerance=1e-6)
+
+
+def test_delays_recover_what_one_state_does_not_hold():
+    # A position of an oscillator, one number: its next value depends on the last two.
+    t = torch.arange(30, dtype=torch.float64)
+    position = (0.99**t * torch.cos(0.4 * t))[:, None]
+    alone = KoopmanOperator.fit(position, observables="state", rank=None)
+    delayed = KoopmanOperator.fit(position, observables="state", rank=None, delays=2)
+    truth = 0.99 ** (29 + 25) * math.cos(0.4 * (29 + 25))
+    assert abs(float(delayed.predict(25)[0, 0]) - truth) < 1e-11
+    assert abs(float(alone.predict(25)[0, 0]) - truth) > 0.05
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("observables", OBSERVABLES)
+def test_constant_weights_are_still_or_stay(observables, n, device):
+    snapshots = torch.full((8, n), 0.25, dtype=torch.float64, device=device)
+    operator = KoopmanOperator.fit(snapshots, observables=observables, rank=None)
+    assert operator.ok
+    assert_rows_close(operator.predict([0, 1, 100]).cpu(), snapshots[:3].cpu(), steps=100)
+
+
+def test_zero_weights_are_still():
+    for observables in OBSERVABLES:
+        operator = KoopmanOperator.fit(torch.zeros(5, 3), observables=observables, rank=None)
+        assert operator.status.tolist() == [_reference.STILL]
+        assert torch.equal(operator.predict([7])[0], torch.zeros(3))
+
+
+@pytest.mark.parametrize("n_bad", [3, 200], ids=["primal", "dual"])
+def test_a_weight_that_is_not_finite_is_a_status_not_an_error(n_bad, device):
+    n = n_bad + 10
+    snapshots = cases.random_walk(9, n).to(device)
+    snapshots[4, 1] = math.nan
+    partition = Partition.from_segments([[(0, n_bad)], [(n_bad, 10)]], n)
+    operator = KoopmanOperator.fit(snapshots, partition, rank=3)
+    assert operator.status.tolist() == [_reference.NON_FINITE, _reference.OK]
+    assert "block 0" in str(operator.failure())
+    predicted = operator.predict([0.0, 2.0])
+    assert bool(predicted[:, :n_bad].isnan().all())
+    assert bool(predicted[:, n_bad:].isfinite().all())
+
+
+@st.composite
+def problems(draw):
+    m = draw(st.integers(4, 24))
+    n = draw(st.integers(1, 60))
+    blocks = draw(st.integers(1, min(n, 5)))
+    delays = draw(st.integers(1, 2))
+    options = {
+        "observables": draw(st.sampled_from(OBSERVABLES)),
+        "rank": draw(st.sampled_from([None, 1, 3, "auto"])),
+        "delays": delays if m > 5 else 1,
+        "symmetric": draw(st.booleans()),
+        "unstable": draw(st.sampled_from(["keep", "clip"])),
+    }
+    dtype = draw(st.sampled_from(cases.DTYPES))
+    return m, n, blocks, draw(st.integers(0, 99)), dtype, options
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.sampled_from(METHODS))
+def test_native_agrees_with_the_twin(problem, method):
+    m, n, blocks, seed, dtype, options = problem
+    snapshots = cases.random_walk(m, n, dtype, seed)
+    partition = cases.interleaved(n, blocks)
+    # A cut far from both the noise of 16-bit snapshots and that of the Gram matrix: which
+    # directions are kept must not hang on rounding.
+    operator = KoopmanOperator.fit(snapshots, partition, method=method, tolerance=1e-4, **options)
+    horizons = [0.0, 1.0, 1.5, 4.0]
+    predicted = operator.predict(horizons)
+    for b in range(blocks):
+        segments = partition.block(b)
+        states = _reference.gather(snapshots, segments)
+        twin = _reference.fit_block(states, tolerance=1e-4, **options)
+        assert int(operator.status[b]) == twin.status
+        assert int(operator.rank[b]) == twin.rank
+        assert_same_spectrum(operator.eigenvalues_of(b), twin.eigenvalues, tolerance=1e-4)
+        expected = _reference.predict_block(twin, horizons)
+        got = _reference.gather(predicted, segments)
+        if bool(expected.isfinite().all()) and float(expected.abs().max()) < 1e3:
+            limit = {torch.float64: 1e-6, torch.float32: 1e-5}.get(dtype, 1e-2)
+            assert relative_error(got, expected) < limit

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The factorisation of each block's snapshots, against torch's SVD of the same columns."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+from koopfast import Partition, _ops, _reference
+
+METHODS = ("gram", "qr")
+# What each method keeps of singular values, relative to the largest.
+ACCURACY = {"gram": 3e-8, "qr": 1e-13}
+
+
+def factor(snapshots, partition, *, center=True, method="gram"):
+    table = _ops.BlockTable(partition)
+    blocks = torch.arange(partition.n_blocks)
+    return _ops.snapshot_svd(snapshots, table, blocks, center=center, method=method)
+
+
+def check_block(snapshots, partition, block, sigma, coordinates, *, center, method):
+    states = _reference.gather(snapshots.cpu(), partition.block(block))
+    expected, expected_coordinates = _reference.snapshot_svd(states, center=center)
+    s = len(expected)
+    scale = float(expected[0])
+    assert (sigma[block, :s] - expected).abs().max() <= ACCURACY[method] * scale
+    assert bool((sigma[block, s:] == 0).all())
+    n = coordinates[block, :s]
+    # N is unique up to a rotation: its inner products are what counts.
+    gram, expected_gram = n.T @ n, expected_coordinates.T @ expected_coordinates
+    assert (gram - expected_gram).abs().max() <= 1e-13 * scale**2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("center", [True, False], ids=["differences", "states"])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_agrees_with_torch_in_every_dtype(method, center, dtype, device):
+    snapshots = cases.random_walk(9, 700, dtype).to(device)
+    partition = cases.mixed(700)
+    sigma, coordinates = factor(snapshots, partition, center=center, method=method)
+    for block in range(partition.n_blocks):
+        check_block(snapshots, partition, block, sigma, coordinates, center=center, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("m", "n", "blocks"), [(2, 1, 1), (2, 50, 1), (5, 5, 1), (6, 4, 2), (33, 1000, 3), (70, 90, 7)]
+)
+def test_any_shape_and_blocks_of_many_segments(method, m, n, blocks, device):
+    snapshots = cases.random_walk(m, n).to(device)
+    partition = cases.interleaved(n, blocks)
+    sigma, coordinates = factor(snapshots, partition, method=method)
+    for block in range(blocks):
+        check_block(snapshots, partition, block, sigma, coordinates, center=True, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_may_lie_apart(method, device):
+    wide = cases.random_walk(8, 500).to(device)
+    partition = cases.mixed(400)
+    inside = wide[:, 50:450]
+    sigma, coordinates = factor(inside, partition, method=method)
+    again, coordinates_again = factor(inside.contiguous(), partition, method=method)
+    assert torch.equal(sigma, again)
+    assert torch.equal(coordinates, coordinates_again)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_of_one_weight_by_the_thousand(method, device):
+    snapshots = cases.random_walk(6, 5000).to(device)
+    partition = Partition.from_segments([[(i, 1)] for i in range(5000)], 5000)
+    sigma, _ = factor(snapshots, partition, method=method)
+    expected = (snapshots - snapshots[-1]).norm(dim=0).cpu()
+    assert (sigma[:, 0] - expected).abs().max() <= 1e-14 * expected.max()
+    assert bool((sigma[:, 1:] == 0).all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_large_block_is_summed_over_many_chunks(method, device):
+    snapshots = cases.random_walk(5, 200_001).to(device)
+    partition = Partition.from_segments([[(0, 200_001)]], 200_001)
+    sigma, coordinates = factor(snapshots, partition, method=method)
+    check_block(snapshots, partition, 0, sigma, coordinates, center=True, method=method)
+
+
+def test_qr_keeps_what_the_gram_matrix_loses():
+    sigma_true = torch.tensor([1.0, 1e-4, 1e-9, 1e-11], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    u = torch.linalg.qr(torch.randn(5, 4, dtype=torch.float64, generator=generator))[0]
+    v = torch.linalg.qr(torch.randn(3000, 4, dtype=torch.float64, generator=generator))[0]
+    snapshots = u * sigma_true @ v.T
+    whole = Partition.from_segments([[(0, 3000)]], 3000)
+    by_qr, _ = factor(snapshots, whole, center=False, method="qr")
+    by_gram, _ = factor(snapshots, whole, center=False, method="gram")
+    assert (by_qr[0, :4] - sigma_true).abs().max() <= 1e-12
+    assert (by_gram[0, :4] - sigma_true).abs().max() <= ACCURACY["gram"]
+    assert abs(float(by_gram[0, 3]) - 1e-11) > 1e-12  # as the docstring warns
+
+
+def test_motion_of_a_thousandth_survives_single_precision(device):
+    # Differences formed in double lose nothing beyond the rounding of the snapshots themselves.
+    snapshots = (100 + 0.1 * (cases.random_walk(12, 4000) - 1)).float().to(device)
+    whole = Partition.from_segments([[(0, 4000)]], 4000)
+    sigma, _ = factor(snapshots, whole)
+    exact = snapshots.double() - snapshots[-1].double()
+    expected = torch.linalg.svdvals(exact).cpu()
+    assert (sigma[0] - expected)[:-1].abs().max() <= 1e-9 * expected[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_marks_its_block_alone(method, bad, device):
+    snapshots = cases.random_walk(6, 60).to(device)
+    snapshots[2, 25] = bad
+    partition = Partition.from_segments([[(0, 20)], [(20, 20)], [(40, 20)]], 60)
+    sigma, coordinates = factor(snapshots, partition, method=method)
+    assert bool(sigma[1].isnan().all())
+    assert bool(coordinates[1].isnan().all())
+    assert bool(sigma[[0, 2]].isfinite().all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_to_the_last_bit_for_every_thread_count(method):
+    snapshots = cases.random_walk(7, 100_003, torch.float32)
+    partition = cases.mixed(100_003)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(factor(snapshots, partition, method=method))
+    finally:
+        torch.set_num_threads(before)
+    for sigma, coordinates in results[1:]:
+        assert torch.equal(sigma, results[0][0])
+        assert torch.equal(coordinates, results[0][1])
