@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import cases
 import numpy as np
 import pytest
 import torch
 
+import cases
 from koopfast import ConfigError, KoopmanOperator, Partition, _ops
 
 SNAPSHOTS = cases.random_walk(8, 30)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 
-import cases
 import pytest
 import torch
-from compare import assert_rows_close, assert_same_spectrum, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cases
+from compare import assert_rows_close, assert_same_spectrum, relative_error
 from koopfast import KoopmanOperator, Partition, _reference
 
 OBSERVABLES = ("state", "increments")

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 
-import cases
 import pytest
 import torch
-from compare import assert_rows_close, relative_error
 from torch import nn
 
+import cases
+from compare import assert_rows_close, relative_error
 from koopfast import KoopmanOperator, Partition, _reference
 
 OBSERVABLES = ("state", "increments")

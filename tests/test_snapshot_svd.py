@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
+
+import cases
 from koopfast import Partition, _ops, _reference
 
 METHODS = ("gram", "qr")

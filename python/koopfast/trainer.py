@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -407,12 +407,15 @@ class KoopmanTrainer:
             The path written.
         """
         target = Path(path)
-        if target.suffix != ".json":
-            from .report import write_trainer_report
+        with _appearing_whole(target) as unfinished:
+            if target.suffix == ".json":
+                data = {"config": self.config.to_dict(), "history": self.history.to_dict()}
+                text = json.dumps(_jsonable(data), indent=1, allow_nan=False)
+                unfinished.write_text(text + "\n", encoding="utf-8")
+            else:
+                from .report import write_trainer_report
 
-            return write_trainer_report(self.history, self.config, target, self.operator)
-        data = {"config": self.config.to_dict(), "history": self.history.to_dict()}
-        _write_whole(target, json.dumps(_jsonable(data), indent=1, allow_nan=False) + "\n")
+                write_trainer_report(self.history, self.config, unfinished, self.operator)
         return target
 
     # Saving and resuming
@@ -571,13 +574,13 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _write_whole(target: Path, text: str) -> None:
+@contextlib.contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` to write to; it takes target's place when all went well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+        yield unfinished
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
