@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``koopfast demo``: two networks trained with and without Koopman jumps, and a report.
+
+Only :func:`run` imports what the extra ``demo`` brings, so that ``koopfast demo --help`` works
+without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from koopfast.errors import ConfigError, KoopfastError
+
+if TYPE_CHECKING:
+    from koopfast.data import Mnist
+    from koopfast.demo.results import TaskResult
+    from koopfast.demo.tasks import Task
+
+__all__ = ["add_arguments", "run"]
+
+_TASKS = ("oscillator", "mnist")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the demo."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/demo"), metavar="DIR",
+        help="folder for report.html, report.png and results.json (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR",
+        help="folder with the four MNIST files in IDX format, plain or .gz (default: "
+        "KOOPFAST_DATA, else a cache that is filled once with pip)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tasks", nargs="+", choices=_TASKS, default=list(_TASKS), metavar="TASK",
+        help=f"which of {', '.join(_TASKS)} (default: both)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights and batches (default: %(default)s)"
+    )
+    # Two cores, networks this small: a second thread costs more than it brings.
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch and the operator (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few hundred steps each: does it run at all?"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, measure, print the tables and write the report; returns the exit code.
+
+    Raises:
+        KoopfastError: a package of the extra ``demo`` is missing, MNIST cannot be read, or the
+            folder of the report cannot be written.
+    """
+    try:
+        from koopfast.demo import figures, page, race, results, stretch
+    except ModuleNotFoundError as error:
+        raise KoopfastError(
+            f"the demo needs {error.name}, which is not installed: pip install 'koopfast[demo]'"
+        ) from error
+    import torch
+
+    from koopfast import report
+
+    if args.threads < 1:
+        raise ConfigError(f"--threads: expected 1 or more, got {args.threads}")
+    torch.set_num_threads(args.threads)
+    begin = perf_counter()
+    out: Path = args.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot make the folder {str(out)!r}: {error}") from error
+
+    done: list[TaskResult] = []
+    for task in _tasks(args):
+        print(f"{task.title}: {task.steps:,} steps, twice with each optimizer")
+        races = [race.race(task, name, seed=args.seed) for name in race.OPTIMIZERS]
+        repeats = 1 if args.quick else 7
+        stretches = [
+            stretch.measure_stretch(task, r.optimizer, r.middle, r.config, repeats=repeats)
+            for r in races
+        ]
+        done.append(results.TaskResult(task, races, stretches))
+
+    machine = report.machine()
+    settings = {
+        "seed": args.seed,
+        "threads": args.threads,
+        "quick": args.quick,
+        "optimizers": "Adam, Adadelta and Adagrad with torch's own defaults",
+        **{f"steps, {r.task.name}": r.task.steps for r in done},
+    }
+    results_path = results.save_results(done, settings, machine, out / "results.json")
+    with report.drawing_style():
+        picture_path = figures.save_picture(done, out / "report.png")
+        the_page = page.demo_page(done, settings, machine, perf_counter() - begin)
+    page_path = report.save_page(the_page, out / "report.html")
+
+    for result in done:
+        heads = [*results.RUN_HEADS, result.task.outcome_label]
+        print(f"\n{result.task.title}: {result.task.score_label}")
+        print(results.text_table(heads, results.run_rows(result), words=2))
+        print("\nThe same steps by operator and by backpropagation")
+        print(results.text_table(results.STRETCH_HEADS, results.stretch_rows(result), words=1))
+    print(
+        f"\n{perf_counter() - begin:.0f} s in all\n"
+        f"picture  {picture_path}\nnumbers  {results_path}\nreport   {page_path}"
+    )
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> Iterable[Task]:
+    from koopfast.data import mnist
+    from koopfast.demo.tasks import DigitsTask, OscillatorTask
+
+    # The digits first: whatever is wrong with them should not wait for the other task to end.
+    digits = mnist(args.data_dir) if "mnist" in args.tasks else None
+    if "oscillator" in args.tasks:
+        yield OscillatorTask(steps=150) if args.quick else OscillatorTask()
+    if digits is not None:
+        yield _quick_digits(digits, args.seed) if args.quick else DigitsTask(digits, seed=args.seed)
+
+
+def _quick_digits(digits: Mnist, seed: int) -> Task:
+    from koopfast.demo.tasks import DigitsTask
+
+    few = {"average": True, "stride": 4, "window": 10}
+    return DigitsTask(
+        digits, steps=100, width=16, batch=10, probe=50, scored=50, seed=seed, overrides=few
+    )
