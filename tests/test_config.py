@@ -102,6 +102,7 @@ def test_the_paper_adds_nothing() -> None:
         stride=1,
         average=False,
         rank=None,
+        method="qr",
         symmetric=False,
         unstable="keep",
         horizon=500,

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from koopfast import _native
-from koopfast._reference import DEFAULT_TOLERANCE, NON_FINITE, OK
+from koopfast._options import FitOptions
+from koopfast._reference import DEFAULT_TOLERANCE
 from koopfast.errors import ConfigError
 from koopfast.partition import Partition
 
@@ -29,44 +30,25 @@ _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.flo
 _PASS_BYTES = 1 << 28
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """What to fit; see :meth:`koopfast.KoopmanOperator.fit` for the meaning of each."""
+def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
+    """The rank that blocks of these sizes can have at most, (n_blocks,) int64."""
+    pairs = m - (1 if options.increments else 0) - options.delays
+    most = (sizes.clamp(max=m) * options.delays).clamp(max=pairs)
+    return most.clamp(max=options.rank) if isinstance(options.rank, int) else most
 
-    observables: str = "increments"
-    delays: int = 1
-    rank: int | str | None = "auto"
-    tolerance: float | None = None
-    symmetric: bool = False
-    unstable: str = "clip"
-    method: str = "gram"
 
-    @property
-    def increments(self) -> bool:
-        return self.observables == "increments"
-
-    def least_snapshots(self) -> int:
-        """Snapshots that make one pair of observables."""
-        return self.delays + (2 if self.increments else 1)
-
-    def capacity(self, m: int, sizes: Tensor) -> Tensor:
-        """The rank that blocks of these sizes can have at most, (n_blocks,) int64."""
-        pairs = m - (1 if self.increments else 0) - self.delays
-        most = (sizes.clamp(max=m) * self.delays).clamp(max=pairs)
-        return most.clamp(max=self.rank) if isinstance(self.rank, int) else most
-
-    def packed(self) -> tuple[bool, int, bool, float, bool, bool, bool]:
-        """As `FitOptions` of operator_fit.h."""
-        cut = DEFAULT_TOLERANCE[self.method] if self.tolerance is None else self.tolerance
-        return (
-            self.increments,
-            self.delays,
-            self.rank == "auto",
-            cut,
-            self.symmetric,
-            self.unstable == "clip",
-            self.method == "qr",
-        )
+def packed_options(options: FitOptions) -> tuple[bool, int, bool, float, bool, bool, bool]:
+    """As `FitOptions` of operator_fit.h."""
+    cut = options.tolerance
+    return (
+        options.increments,
+        options.delays,
+        options.rank == "auto",
+        DEFAULT_TOLERANCE[options.method] if cut is None else cut,
+        options.symmetric,
+        options.unstable == "clip",
+        options.method == "qr",
+    )
 
 
 class BlockTable:
@@ -271,7 +253,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     m = snapshots.shape[0]
     dual = table.sizes > m
     rows = torch.where(dual, m, table.sizes)
-    capacity = options.capacity(m, table.sizes)
+    capacity = rank_capacity(options, m, table.sizes)
     count = len(capacity)
 
     def offsets(sizes: Tensor) -> tuple[Tensor, int]:
@@ -323,7 +305,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
             len(blocks),
             form,
             coordinates.data_ptr(),
-            options.packed(),
+            packed_options(options),
             addresses,
             torch.get_num_threads(),
         )
@@ -436,19 +418,3 @@ def check_horizons(horizons: Sequence[float] | float) -> list[float]:
                 f"math.inf the limit), got {h}"
             )
     return result
-
-
-__all__ = [
-    "NON_FINITE",
-    "OK",
-    "BlockTable",
-    "FitOptions",
-    "FittedBlocks",
-    "as_snapshots",
-    "check_horizons",
-    "operator_fit",
-    "operator_power",
-    "predict",
-    "snapshot_gram",
-    "snapshot_svd",
-]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._savepoint import Modes
-from .errors import ConfigError
-from .guard import scalar_loss
-from .history import EpochRecord, History
+from koopfast._savepoint import Modes
+from koopfast.errors import ConfigError
+from koopfast.guard import scalar_loss
+from koopfast.history import EpochRecord, History
 
 __all__ = ["run"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import KoopmanConfig
-from .errors import CheckpointError, ConfigError, KoopfastError
-from .history import History
-from .parameters import ParameterVector
-from .snapshots import SnapshotBuffer
+from koopfast.config import KoopmanConfig
+from koopfast.errors import CheckpointError, ConfigError, KoopfastError
+from koopfast.history import History
+from koopfast.parameters import ParameterVector
+from koopfast.snapshots import SnapshotBuffer
 
 __all__ = ["TrainingState", "pack", "unpack"]
 

@@ -8,22 +8,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import ConfigError
-from .partition import PARTITION_KINDS, Partition, check_choice, did_you_mean, listed, whole
+from koopfast._checks import check_choice, did_you_mean, listed, whole
+from koopfast._options import FitOptions
+from koopfast.errors import ConfigError
+from koopfast.partition import PARTITION_KINDS, Partition
 
 __all__ = ["KoopmanConfig"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "observables": ("state", "increments"),
-    "method": ("gram", "qr"),
-    "unstable": ("clip", "keep"),
     "guard": ("probe", "finite"),
     "optimizer_state": ("keep", "reset"),
 }
 _LEAST: dict[str, int] = {
     "window": 2,
     "stride": 1,
-    "delays": 1,
     "max_horizon": 1,
     "warmup": 0,
     "cooldown": 0,
@@ -101,19 +99,18 @@ class KoopmanConfig:
             check_choice(field, getattr(self, field), known)
         for field, least in _LEAST.items():
             self._store(field, whole(field, getattr(self, field), least))
-        for field in ("average", "symmetric"):
-            if not isinstance(getattr(self, field), bool):
-                raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
+        options = self.fit_options
+        self._store("delays", options.delays)
+        self._store("rank", options.rank)
+        if not isinstance(self.average, bool):
+            raise ConfigError(f"average: expected True or False, got {self.average!r}")
         if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):
             raise ConfigError(
                 f'probe_gradients: expected True, False or "auto", got {self.probe_gradients!r}'
             )
-        if self.rank is not None and self.rank != "auto":
-            self._store("rank", whole("rank", self.rank, 1, ', or "auto" or None'))
         if self.horizon != "search":
             hint = ' optimizer steps, or "search"'
             self._store("horizon", whole("horizon", self.horizon, 1, hint))
-        self._check_tolerance()
         self._check_partition()
         self._check_window()
 
@@ -153,6 +150,7 @@ class KoopmanConfig:
             window=window,
             stride=1,
             rank=None,
+            method="qr",  # a pseudo-inverse by SVD, as the paper's
             unstable="keep",
             horizon=whole("horizon", horizon, 1, " optimizer steps"),
             guard="finite",
@@ -192,18 +190,13 @@ class KoopmanConfig:
             values["partition"] = Partition.from_dict(values["partition"])
         return cls(**values)
 
+    @property
+    def fit_options(self) -> FitOptions:
+        """The fields that concern the operator."""
+        return FitOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FitOptions)})
+
     def _store(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)
-
-    def _check_tolerance(self) -> None:
-        t: Any = self.tolerance
-        if t is None:
-            return
-        if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 <= t < 1:
-            raise ConfigError(
-                "tolerance: expected a fraction of the largest singular value, at least 0 and "
-                f"below 1, or None, got {t!r}"
-            )
 
     def _check_partition(self) -> None:
         if not isinstance(self.partition, Partition):
@@ -227,9 +220,7 @@ class KoopmanConfig:
             )
 
     def _check_window(self) -> None:
-        # A fit pairs an observable with its successor: two snapshots for a state, one more for a
-        # difference, one more for each delay beyond the first.
-        least = self.delays + (2 if self.observables == "increments" else 1)
+        least = self.fit_options.least_snapshots
         if self.window < least:
             raise ConfigError(
                 f'window: expected at least {least} snapshots for observables="{self.observables}" '

@@ -2,7 +2,7 @@
 """What koopfast raises and warns with.
 
 A numerical failure (a non-finite snapshot, a block that does not move, a power that diverges) is
-none of these: it is a status of the operator, which the guard reads, so that a training run goes on.
+none of these: it is a status of the operator, which the guard reads, and training goes on.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._savepoint import Savepoint
-from .errors import ConfigError
-from .parameters import ParameterVector
+from koopfast._savepoint import Savepoint
+from koopfast.errors import ConfigError
+from koopfast.parameters import ParameterVector
 
 __all__ = ["Guard", "Probe", "Verdict", "scalar_loss"]
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import CheckpointError
+from koopfast.errors import CheckpointError
 
 __all__ = ["Counters", "EpochRecord", "History", "HistoryMark", "JumpRecord", "Spread"]
 

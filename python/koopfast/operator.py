@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from koopfast import _ops
+from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
-from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError
 from koopfast.partition import Partition
 
@@ -44,7 +44,7 @@ class KoopmanOperator:
         self,
         snapshots: Tensor,
         partition: Partition,
-        options: _ops.FitOptions,
+        options: FitOptions,
     ) -> None:
         self.partition = partition
         self.observables = options.observables
@@ -111,14 +111,13 @@ class KoopmanOperator:
         tensor([[0.0156, 2.9844],
                 [0.0000, 3.0000]], dtype=torch.float64)
         """
-        # The configuration's checks are the operator's, too.
-        KoopmanConfig(
+        options = FitOptions(
             observables=observables,
+            delays=delays,
             rank=rank,
             tolerance=tolerance,
-            delays=delays,
-            symmetric=symmetric,
             method=method,
+            symmetric=symmetric,
             unstable=unstable,
         )
         states = _ops.as_snapshots(snapshots)
@@ -134,11 +133,10 @@ class KoopmanOperator:
                 f"partition: it covers {partition.n} weights, but the snapshots have {n} (shape "
                 f"({m}, {n})); make both from the same parameters"
             )
-        options = _ops.FitOptions(observables, delays, rank, tolerance, symmetric, unstable, method)
-        if m < options.least_snapshots():
+        if m < options.least_snapshots:
             raise ConfigError(
                 f"snapshots: {observables} with delays={delays} need at least "
-                f"{options.least_snapshots()} recorded states, got {m}"
+                f"{options.least_snapshots} recorded states, got {m}"
             )
         return cls(states, partition, options)
 

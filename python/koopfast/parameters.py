@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, ParameterChangedError, UnsupportedParameterError
+from koopfast.errors import ConfigError, ParameterChangedError, UnsupportedParameterError
 
 __all__ = ["ParameterVector", "trainable_parameters"]
 

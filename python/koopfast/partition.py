@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError
-from .parameters import ParameterVector, as_named, trainable_parameters
+from koopfast._checks import check_choice, whole
+from koopfast.errors import ConfigError
+from koopfast.parameters import ParameterVector, as_named, trainable_parameters
 
 __all__ = ["PARTITION_KINDS", "Partition"]
 
@@ -651,33 +651,3 @@ def _check_coverage(p: Partition) -> None:
 
 def _block_of(p: Partition, segment: int) -> int:
     return int(torch.searchsorted(p.block_offsets, segment, right=True)) - 1
-
-
-def whole(argument: str, value: object, least: int, hint: str = "") -> int:
-    """``value`` as an int, or ConfigError unless it is an integer (not a bool) of ``least``."""
-    number = index(value) if isinstance(value, SupportsIndex) else None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ConfigError(
-            f"{argument}: expected an integer of {least} or more{hint}, got {value!r}"
-        )
-    return number
-
-
-def check_choice(argument: str, value: object, known: Sequence[str]) -> None:
-    """Raise ConfigError, with what is close, unless ``value`` is one of the ``known``."""
-    if value not in known:
-        raise ConfigError(
-            f"{argument}: expected one of {listed(known)}, got {value!r}"
-            f"{did_you_mean(value, known)}"
-        )
-
-
-def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """The known word that is close to ``value``, as the end of a message, or nothing."""
-    close = difflib.get_close_matches(str(value), tuple(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
-
-
-def listed(known: Iterable[str]) -> str:
-    """The words quoted, with commas between them."""
-    return ", ".join(f'"{k}"' for k in known)

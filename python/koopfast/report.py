@@ -9,6 +9,7 @@ imported when a report is written, never by ``import koopfast``.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import math
 import os
@@ -306,12 +307,15 @@ def machine() -> list[str]:
     # Containers and batch systems often give fewer cores than the machine has.
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return [
-        f"{processor}, {cores} core{'s' if cores != 1 else ''}",
+    facts = [
+        f"{processor}, {_counted(cores, 'core')}",
         f"{platform.system()} {platform.machine()}",
         f"Python {platform.python_version()}",
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        f"torch {torch.__version__}, {_counted(torch.get_num_threads(), 'thread')}",
     ]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        facts.append(f"koopfast {importlib.metadata.version('koopfast')}")
+    return facts
 
 
 def jump_table(jumps: Sequence[JumpRecord], caption: str, *, folded: bool = False) -> Table:
@@ -377,7 +381,7 @@ def block_table(operator: KoopmanOperator) -> Table:
 
 def draw_eigenvalues(operators: Sequence[tuple[str, KoopmanOperator]], name: str) -> Drawing:
     """Eigenvalues of each operator in the complex plane with the unit circle, side by side."""
-    columns = max(len(operators), 2)
+    columns = max(len(operators), 3)
     figure = new_figure(3.3 * columns, 3.3)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     thinned = False
@@ -500,6 +504,10 @@ def _stages_table(history: History) -> Table:
     }
     rows = [[name, f"{seconds:.4f}"] for name, seconds in stages.items()]
     return Table(["stage", "seconds"], rows, "Time spent on Koopman training")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _number(value: float | None) -> str:

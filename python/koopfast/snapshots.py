@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
-from .parameters import ParameterVector, as_named
-from .partition import whole
+from koopfast._checks import whole
+from koopfast.errors import CheckpointError
+from koopfast.parameters import ParameterVector, as_named
 
 __all__ = ["SnapshotBuffer"]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import math
@@ -18,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import _training_loop, _training_state
-from ._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
-from .config import KoopmanConfig
-from .errors import ConfigError, KoopfastError, KoopmanWarning
-from .guard import Guard, Probe, Verdict
-from .history import History, HistoryMark, JumpRecord, Spread
-from .operator import KoopmanOperator
-from .parameters import ParameterVector, trainable_parameters
-from .partition import Partition
-from .snapshots import SnapshotBuffer
+from koopfast import _training_loop, _training_state
+from koopfast._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
+from koopfast.config import KoopmanConfig
+from koopfast.errors import ConfigError, KoopfastError, KoopmanWarning
+from koopfast.guard import Guard, Probe, Verdict
+from koopfast.history import History, HistoryMark, JumpRecord, Spread
+from koopfast.operator import KoopmanOperator
+from koopfast.parameters import ParameterVector, trainable_parameters
+from koopfast.partition import Partition
+from koopfast.snapshots import SnapshotBuffer
 
 __all__ = ["KoopmanTrainer"]
 
@@ -221,7 +222,7 @@ class KoopmanTrainer:
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
-        least = self.config.delays + (2 if self.config.observables == "increments" else 1)
+        least = self.config.fit_options.least_snapshots
         if self._snapshots.count < least:
             raise ConfigError(
                 f"jump_now: expected at least {least} recorded snapshots, got "
@@ -283,15 +284,7 @@ class KoopmanTrainer:
         horizons = _horizons(config, self._snapshots.count)
         started = perf_counter()
         operator = KoopmanOperator.fit(
-            self._snapshots.snapshots,
-            self._partition,
-            observables=config.observables,
-            rank=config.rank,
-            tolerance=config.tolerance,
-            delays=config.delays,
-            symmetric=config.symmetric,
-            method=config.method,
-            unstable=config.unstable,
+            self._snapshots.snapshots, self._partition, **dataclasses.asdict(config.fit_options)
         )
         seconds_fit = perf_counter() - started
         self.operator = operator
@@ -413,7 +406,7 @@ class KoopmanTrainer:
                 text = json.dumps(_jsonable(data), indent=1, allow_nan=False)
                 unfinished.write_text(text + "\n", encoding="utf-8")
             else:
-                from .report import write_trainer_report
+                from koopfast.report import write_trainer_report
 
                 write_trainer_report(self.history, self.config, unfinished, self.operator)
         return target
