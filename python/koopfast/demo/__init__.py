@@ -8,6 +8,7 @@ without it.
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
@@ -59,15 +60,11 @@ def run(args: argparse.Namespace) -> int:
         KoopfastError: a package of the extra ``demo`` is missing, MNIST cannot be read, or the
             folder of the report cannot be written.
     """
-    try:
-        from koopfast.demo import figures, page, race, results, stretch
-    except ModuleNotFoundError as error:
-        raise KoopfastError(
-            f"the demo needs {error.name}, which is not installed: pip install 'koopfast[demo]'"
-        ) from error
+    _check_packages()
     import torch
 
     from koopfast import report
+    from koopfast.demo import figures, page, race, results, stretch
 
     if args.threads < 1:
         raise ConfigError(f"--threads: expected 1 or more, got {args.threads}")
@@ -115,6 +112,17 @@ def run(args: argparse.Namespace) -> int:
         f"picture  {picture_path}\nnumbers  {results_path}\nreport   {page_path}"
     )
     return 0
+
+
+def _check_packages() -> None:
+    """All of them at once and first: what is missing should not come out after minutes."""
+    try:
+        for package in ("tqdm", "matplotlib", "jinja2"):
+            importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise KoopfastError(
+            f"the demo needs {error.name}, which is not installed: pip install 'koopfast[demo]'"
+        ) from error
 
 
 def _tasks(args: argparse.Namespace) -> Iterable[Task]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from koopfast.demo.race import RaceResult, Run
-from koopfast.demo.results import TaskResult
+from koopfast.demo.results import TaskResult, show_error
 from koopfast.demo.stretch import StretchResult
 from koopfast.demo.tasks import OscillatorTask
 from koopfast.report import COLORS, INK, RULE, Drawing, log_scale, new_figure, to_svg
@@ -51,9 +51,9 @@ def draw_solutions(result: TaskResult) -> Drawing:
     axes[0].set_ylabel("x(t)")
     axes[0].legend(ncols=3, fontsize=8, loc="upper right")
     caption = (
-        "The trained networks beside a Runge-Kutta solution, which neither of them has seen. The "
-        "equations leave the network free to drift off late in the interval long before its "
-        "residual is small everywhere; more training moves the point where it does."
+        "The trained networks beside a Runge-Kutta solution, which none of them has seen. A small "
+        "residual early on outweighs a wrong phase later: these networks are still far from the "
+        "solution over the whole interval, with jumps less far than without."
     )
     return Drawing(to_svg(figure, f"{result.task.name}-solutions"), caption)
 
@@ -166,7 +166,7 @@ def _weights(ax: Axes, stretch: StretchResult) -> None:
         s=9, color=COLORS["koopman"], alpha=0.45, linewidth=0,
     )  # fmt: skip
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="true change")
-    ax.set_title(f"{stretch.optimizer}, error {stretch.error:.2g}")
+    ax.set_title(f"{stretch.optimizer}, error {show_error(stretch.error)}")
     ax.locator_params(nbins=5)
 
 
@@ -198,9 +198,13 @@ def _errors(ax: Axes, results: Sequence[TaskResult]) -> None:
     ax.scatter(errors, places, s=46, color=COLORS["koopman"], zorder=2)
     ax.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     for place, error in zip(places, errors, strict=True):
-        _label(ax, f"{error:.2g}", error, place, INK)
-    ax.set(xlabel="relative to the distance travelled (1: standing still)")
-    ax.set_xlim(0, 1.15 * max(1.0, *(e for e in errors if math.isfinite(e))))
+        ax.annotate(show_error(error), (error, place), (8, 0), va="center",
+                    textcoords="offset points", color=INK, fontsize=9,
+                    fontweight="bold", annotation_clip=False)  # fmt: skip
+    ax.set(xlabel="relative to the distance travelled")
+    ax.set_xlim(0, 1.25 * max(1.0, *(e for e in errors if math.isfinite(e))))
+    ax.annotate("standing still", (1, -0.62), (-4, 0), ha="right", va="center",
+                textcoords="offset points", color=INK, fontsize=8)  # fmt: skip
     ax.grid(visible=False, axis="y")
 
 

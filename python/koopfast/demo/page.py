@@ -25,8 +25,13 @@ __all__ = ["demo_page"]
 _COUNTS = (
     "Gradients and probes are counted apart: a gradient is a forward and a backward pass of a "
     "training step, a probe a forward pass to judge a prediction. Seconds are those of training, "
-    "jumps and probes included; the runs took turns in one process. Plain's loss at step: when "
-    "the run was first at or below the final loss of the plain run."
+    "jumps and probes included; the runs took turns in one process. Steps to plain's: optimizer "
+    "steps until the run was first at or below the plain run's final loss."
+)
+_AVERAGED = (
+    "Under minibatch noise a loss goes up and down by more than some of these differences, and "
+    "these are single runs. A jump begins from averaged snapshots, and averaging the weights "
+    "alone lowers a noisy loss: part of the gain is that."
 )
 _STRETCH = (
     "The steps after that are predicted by the operator and done by backpropagation, from the "
@@ -89,7 +94,7 @@ def _task(result: TaskResult) -> list[Item]:
         run_rows(result),
         "Both runs of each optimizer",
         words=(0, 1),
-        notes=[_COUNTS],
+        notes=[_COUNTS, _AVERAGED] if task.overrides.get("average") else [_COUNTS],
     )
     first = result.stretches[0]
     stretch = Table(

@@ -148,7 +148,7 @@ class _Contestant:
         return self.task.probe(self.model)
 
 
-def race(task: Task, optimizer: str, *, seed: int = 0, chunk: int = 20) -> RaceResult:
+def race(task: Task, optimizer: str, *, seed: int = 0, chunk: int = 40) -> RaceResult:
     """Train both ways for `task.steps` steps, in turns of `chunk` steps, under a progress bar."""
     plain = _Contestant(task, optimizer, seed, koopman=False)
     koopman = _Contestant(task, optimizer, seed, koopman=True)

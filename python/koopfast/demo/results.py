@@ -20,6 +20,7 @@ __all__ = [
     "TaskResult",
     "run_rows",
     "save_results",
+    "show_error",
     "stretch_rows",
     "text_table",
 ]
@@ -35,7 +36,7 @@ class TaskResult:
 
 
 RUN_HEADS = ["optimizer", "run", "steps", "gradients", "probes", "predicted steps", "jumps kept"]
-RUN_HEADS += ["seconds", "final loss", "plain's loss at step"]
+RUN_HEADS += ["seconds", "final loss", "steps to plain's"]
 
 STRETCH_HEADS = ["optimizer", "steps", "backprop, ms", "fit, ms", "predict, ms", "faster"]
 STRETCH_HEADS += ["faster, fitted", "error", "loss now", "loss predicted", "loss true"]
@@ -79,13 +80,18 @@ def stretch_rows(result: TaskResult) -> list[list[str]]:
             f"{1e3 * s.predict:.2f}",
             f"{s.ratio:.1f}×",
             f"{s.ratio_predict:.0f}×",
-            f"{s.error:.3g}",
+            show_error(s.error),
             f"{s.score_now:.4g}",
             f"{s.score_predicted:.4g}",
             f"{s.score_true:.4g}",
         ]
         for s in result.stretches
     ]
+
+
+def show_error(error: float) -> str:
+    """A relative error with as many digits as mean something."""
+    return "<0.001" if error < 0.001 else f"{error:.3f}" if error < 0.1 else f"{error:.2f}"
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
