@@ -2,6 +2,7 @@
 #include "operator_power.h"
 
 #include <Eigen/LU>
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <limits>
@@ -134,31 +135,33 @@ void combine(const SnapshotView& s, const BlockTable& table, const int64_t* bloc
       const Chunk& chunk = chunks[c];
       const int64_t rows = dual ? s.m : table.block_size(chunk.block);
       const double* own = values + value_offsets[chunk.position];
-      thread_local std::vector<double> tile, result;
-      if (dual) tile.resize(s.m * kTileColumns);
-      result.resize(kTileColumns);
-      for (int64_t begin = chunk.begin; begin < chunk.end; begin += kTileColumns) {
-        const int64_t width = std::min(kTileColumns, chunk.end - begin);
-        if (dual) gather_tile(s, table, chunk.block, begin, width, true, tile.data(), kTileColumns);
-        for (int64_t h = 0; h < n_horizons; ++h) {
-          const double own_base = base[chunk.position * n_horizons + h];
-          const double* weights = own + h * rows;
-          const double* change = weights + begin;  // primal: the values are the weights
-          if (dual) {
-            weighted_sum_tile(tile.data(), weights, s.m, width, kTileColumns, result.data());
-            change = result.data();
-          }
-          T* row = static_cast<T*>(out) + h * out_stride;
-          table.for_each_run(
-              chunk.block, begin, begin + width, [&](int64_t flat, int64_t column, int64_t length) {
-                const T* last = s.row<T>(s.m - 1) + flat;
-                for (int64_t j = 0; j < length; ++j) {
-                  const double kept = own_base == 0 ? 0.0 : own_base * widen(last[j]);
-                  narrow(kept + change[column - begin + j], row[flat + j]);
+      const double* own_base = base + chunk.position * n_horizons;
+      double sums[kHorizonGroup * kTileColumns];
+      table.for_each_run(
+          chunk.block, chunk.begin, chunk.end, [&](int64_t flat, int64_t column, int64_t length) {
+            for (int64_t i = 0; i < length; i += kTileColumns) {
+              const int64_t width = std::min(kTileColumns, length - i);
+              const T* last = s.row<T>(s.m - 1) + flat + i;
+              for (int64_t h = 0; h < n_horizons; h += kHorizonGroup) {
+                const int64_t group = std::min(kHorizonGroup, n_horizons - h);
+                if (dual) {
+                  std::fill_n(sums, group * kTileColumns, 0.0);
+                  const WeightedRows<T> weighted{
+                      s.row<T>(0) + flat + i, s.row_stride, s.m - 1, last, own + h * rows, rows};
+                  add_weighted_differences(weighted, group, width, sums, kTileColumns);
                 }
-              });
-        }
-      }
+                for (int64_t g = 0; g < group; ++g) {
+                  // Primal values are the weights themselves.
+                  const double* change =
+                      dual ? sums + g * kTileColumns : own + (h + g) * rows + column + i;
+                  const double share = own_base[h + g];
+                  T* row = static_cast<T*>(out) + (h + g) * out_stride + flat + i;
+                  for (int64_t j = 0; j < width; ++j)
+                    narrow((share == 0 ? 0.0 : share * widen(last[j])) + change[j], row[j]);
+                }
+              }
+            }
+          });
     });
   });
 }

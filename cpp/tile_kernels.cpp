@@ -73,24 +73,74 @@ KF_MULTIARCH void gram_tile(const double* tile, int64_t rows, int64_t columns, i
   }
 }
 
-KF_MULTIARCH void weighted_sum_tile(const double* tile, const double* weights, int64_t rows,
-                                    int64_t columns, int64_t ld, double* out) {
-  for (int64_t c = 0; c < columns; ++c) out[c] = 0;
+namespace {
+
+// Inlined into each clone below, so that it is compiled for that clone's instruction set.
+template <int Horizons, typename T>
+[[gnu::always_inline]] inline void add_for(const WeightedRows<T>& rows, int64_t columns,
+                                           double* out, int64_t ld) {
   int64_t t = 0;
-  // Four rows at a time: one load and one store of `out` for four products.
-  for (; t + 4 <= rows; t += 4) {
-    const double *d0 = tile + t * ld, *d1 = d0 + ld, *d2 = d1 + ld, *d3 = d2 + ld;
-    const double w0 = weights[t], w1 = weights[t + 1], w2 = weights[t + 2], w3 = weights[t + 3];
+  for (; t + 4 <= rows.count; t += 4) {
+    const T *r0 = rows.first + t * rows.row_stride, *r1 = r0 + rows.row_stride;
+    const T *r2 = r1 + rows.row_stride, *r3 = r2 + rows.row_stride, *last = rows.reference;
+    double w[Horizons][4];
+    for (int h = 0; h < Horizons; ++h)
+      for (int i = 0; i < 4; ++i) w[h][i] = rows.weights[h * rows.weights_ld + t + i];
 #pragma omp simd
-    for (int64_t c = 0; c < columns; ++c)
-      out[c] += (w0 * d0[c] + w1 * d1[c]) + (w2 * d2[c] + w3 * d3[c]);
+    for (int64_t c = 0; c < columns; ++c) {
+      const double from = widen(last[c]);
+      const double d0 = widen(r0[c]) - from, d1 = widen(r1[c]) - from;
+      const double d2 = widen(r2[c]) - from, d3 = widen(r3[c]) - from;
+      for (int h = 0; h < Horizons; ++h)
+        out[h * ld + c] += (w[h][0] * d0 + w[h][1] * d1) + (w[h][2] * d2 + w[h][3] * d3);
+    }
   }
-  for (; t < rows; ++t) {
-    const double* d0 = tile + t * ld;
-    const double w0 = weights[t];
+  for (; t < rows.count; ++t) {
+    const T *row = rows.first + t * rows.row_stride, *last = rows.reference;
+    for (int h = 0; h < Horizons; ++h) {
+      const double w = rows.weights[h * rows.weights_ld + t];
+      double* sums = out + h * ld;
 #pragma omp simd
-    for (int64_t c = 0; c < columns; ++c) out[c] += w0 * d0[c];
+      for (int64_t c = 0; c < columns; ++c) sums[c] += w * (widen(row[c]) - widen(last[c]));
+    }
   }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void add_differences(const WeightedRows<T>& rows, int64_t horizons,
+                                                   int64_t columns, double* out, int64_t ld) {
+  switch (horizons) {
+    case 1:
+      return add_for<1>(rows, columns, out, ld);
+    case 2:
+      return add_for<2>(rows, columns, out, ld);
+    case 3:
+      return add_for<3>(rows, columns, out, ld);
+    default:
+      return add_for<4>(rows, columns, out, ld);
+  }
+}
+
+}  // namespace
+
+KF_MULTIARCH void add_weighted_differences(const WeightedRows<float>& rows, int64_t horizons,
+                                           int64_t columns, double* out, int64_t ld) {
+  add_differences(rows, horizons, columns, out, ld);
+}
+
+KF_MULTIARCH void add_weighted_differences(const WeightedRows<double>& rows, int64_t horizons,
+                                           int64_t columns, double* out, int64_t ld) {
+  add_differences(rows, horizons, columns, out, ld);
+}
+
+KF_MULTIARCH void add_weighted_differences(const WeightedRows<Bfloat16>& rows, int64_t horizons,
+                                           int64_t columns, double* out, int64_t ld) {
+  add_differences(rows, horizons, columns, out, ld);
+}
+
+KF_MULTIARCH void add_weighted_differences(const WeightedRows<Float16>& rows, int64_t horizons,
+                                           int64_t columns, double* out, int64_t ld) {
+  add_differences(rows, horizons, columns, out, ld);
 }
 
 const char* instruction_set() {

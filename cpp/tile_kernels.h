@@ -25,9 +25,27 @@ void widen_difference(const Float16* values, const Float16* reference, int64_t c
 // tile (rows, columns), gram (rows, rows) contiguous; `rows` is a multiple of kRowGroup.
 void gram_tile(const double* tile, int64_t rows, int64_t columns, int64_t ld, double* gram);
 
-// out[c] = sum_t weights[t] tile[t][c] over `rows` rows.
-void weighted_sum_tile(const double* tile, const double* weights, int64_t rows, int64_t columns,
-                       int64_t ld, double* out);
+// out[h][c] += sum_t weights[h][t] (rows[t][c] - reference[c]), in double, for four snapshots at a
+// time and up to kHorizonGroup horizons, which share the loads. out rows are `ld` doubles apart,
+// weights rows `weights_ld`; rows[t] = first + t * row_stride.
+constexpr int64_t kHorizonGroup = 4;
+template <typename T>
+struct WeightedRows {
+  const T* first;
+  int64_t row_stride;
+  int64_t count;
+  const T* reference;
+  const double* weights;  // (horizons, weights_ld)
+  int64_t weights_ld;
+};
+void add_weighted_differences(const WeightedRows<float>& rows, int64_t horizons, int64_t columns,
+                              double* out, int64_t ld);
+void add_weighted_differences(const WeightedRows<double>& rows, int64_t horizons, int64_t columns,
+                              double* out, int64_t ld);
+void add_weighted_differences(const WeightedRows<Bfloat16>& rows, int64_t horizons, int64_t columns,
+                              double* out, int64_t ld);
+void add_weighted_differences(const WeightedRows<Float16>& rows, int64_t horizons, int64_t columns,
+                              double* out, int64_t ld);
 
 // "avx512f", "avx2" or "baseline": which of the compiled variants this processor runs.
 const char* instruction_set();
