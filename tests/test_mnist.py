@@ -135,6 +135,10 @@ def test_images_and_labels_must_belong_together(folder: Path) -> None:
     (folder / NAMES[1]).write_bytes(idx(np.full(30, 11, np.uint8)))
     with pytest.raises(DataError, match=r"0\.\.9, got 11"):
         mnist(folder)
+    (folder / NAMES[0]).write_bytes(idx(np.zeros((0, 28, 28), np.uint8)))
+    (folder / NAMES[1]).write_bytes(idx(np.zeros(0, np.uint8)))
+    with pytest.raises(DataError, match="holds no images"):
+        mnist(folder)
 
 
 def test_no_network_and_no_cache_says_what_to_pass(own_cache: Path) -> None:

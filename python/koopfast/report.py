@@ -486,7 +486,7 @@ def log_scale(ax: Axes) -> None:
 
 
 def _log_label(value: float, position: int | None = None) -> str:
-    if 1e-2 <= value < 1e3:
+    if 1e-3 <= value < 1e4:
         return f"{value:g}"
     power = math.floor(math.log10(value) + 1e-9)
     digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -154,7 +154,9 @@ def _read_folder(folder: Path) -> Mnist:
                 f"MNIST: {_FILES[f'{split}_images']} has {len(images)} images but "
                 f"{_FILES[f'{split}_labels']} has {len(labels)} labels"
             )
-        if len(labels) and int(labels.max()) > 9:
+        if not len(labels):
+            raise DataError(f"MNIST: {_FILES[f'{split}_images']} holds no images")
+        if int(labels.max()) > 9:
             raise DataError(
                 f"MNIST: labels in {_FILES[f'{split}_labels']} must be 0..9, got "
                 f"{int(labels.max())}"

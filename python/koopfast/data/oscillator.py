@@ -90,6 +90,13 @@ class HamiltonianNetwork(nn.Module):
 
     Raises:
         ConfigError: another dtype, or a width below 1.
+
+    Example:
+        >>> network = HamiltonianNetwork()
+        >>> network(torch.zeros(1, dtype=torch.float64)).tolist()
+        [[1.3, 1.0]]
+        >>> network.loss().requires_grad
+        True
     """
 
     times: Tensor

@@ -24,7 +24,8 @@ __all__ = ["demo_page"]
 
 _COUNTS = (
     "Gradients and probes are counted apart: a gradient is a forward and a backward pass of a "
-    "training step, a probe a forward pass to judge a prediction. Seconds are those of training, "
+    "training step, a probe a forward pass to judge a prediction. Predicted: optimizer steps that "
+    "kept jumps leapt over. Seconds are those of training, "
     "jumps and probes included; the runs took turns in one process. Steps to plain's: optimizer "
     "steps until the run was first at or below the plain run's final loss."
 )
@@ -54,7 +55,8 @@ def demo_page(
         title="Training with and without Koopman jumps",
         lede=(
             f"{' and '.join(r.task.title for r in results)}: each trained with "
-            f"{', '.join(optimizers)}, twice from the same initial weights on the same batches. "
+            f"{', '.join(optimizers[:-1])} and {optimizers[-1]}, twice from the same initial "
+            f"weights on the same batches. "
             f"One run is the plain optimizer; the other watches its own weights, predicts them "
             f"ahead with a linear operator, and keeps a prediction only if the loss agrees."
         ),

@@ -156,7 +156,8 @@ def race(task: Task, optimizer: str, *, seed: int = 0, chunk: int = 40) -> RaceR
     assert trainer is not None
     middle = plain.checkpoint()
     order = [plain, koopman]
-    with tqdm(total=task.steps, desc=f"{task.name:<10} {optimizer:<8}", unit="step") as bar:
+    label = f"{task.name:<10} {optimizer:<8}"
+    with tqdm(total=task.steps, desc=label, unit="step", mininterval=0.25) as bar:
         while plain.step < task.steps:
             count = min(chunk, task.steps - plain.step)
             for contestant in order:
@@ -164,7 +165,8 @@ def race(task: Task, optimizer: str, *, seed: int = 0, chunk: int = 40) -> RaceR
             order.reverse()
             if middle.step == 0 and 2 * plain.step >= task.steps:
                 middle = plain.checkpoint()
-            bar.set_postfix_str(f"plain {plain.scores[-1]:.3g}, koopman {koopman.scores[-1]:.3g}")
+            scores = f"plain {plain.scores[-1]:.3g}, koopman {koopman.scores[-1]:.3g}"
+            bar.set_postfix_str(scores, refresh=False)
             bar.update(count)
     return RaceResult(
         optimizer=optimizer,

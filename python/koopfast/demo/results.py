@@ -35,7 +35,7 @@ class TaskResult:
     stretches: Sequence[StretchResult]
 
 
-RUN_HEADS = ["optimizer", "run", "steps", "gradients", "probes", "predicted steps", "jumps kept"]
+RUN_HEADS = ["optimizer", "run", "steps", "gradients", "probes", "predicted", "jumps kept"]
 RUN_HEADS += ["seconds", "final loss", "steps to plain's"]
 
 STRETCH_HEADS = ["optimizer", "steps", "backprop, ms", "fit, ms", "predict, ms", "faster"]
