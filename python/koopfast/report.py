@@ -176,7 +176,7 @@ def save_page(page: Page, path: str | os.PathLike[str]) -> Path:
     with _needed("jinja2"):
         import jinja2
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("koopfast", "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
