@@ -11,6 +11,10 @@ import os
 import pytest
 import torch
 
+# The networks of the tests are so small that a second thread costs more than it brings; what many
+# threads must not change has tests of its own.
+torch.set_num_threads(1)
+
 
 def _devices() -> list[str]:
     usable = torch.cuda.is_available()

@@ -88,12 +88,16 @@ def test_the_wheel_holds_types_licence_and_one_extension(shipped: list[PurePosix
     assert len([name for name in names if name.endswith(".so")]) == 1
 
 
-def test_every_module_of_the_source_tree_is_shipped(shipped: list[PurePosixPath]) -> None:
+@pytest.mark.parametrize("suffix", [".py", ".pyi", ".j2", ".css"])
+def test_every_file_of_the_source_tree_is_shipped(
+    shipped: list[PurePosixPath], suffix: str
+) -> None:
     tree = {
         path.relative_to(ROOT / "python").as_posix()
-        for path in (ROOT / "python" / "koopfast").rglob("*.py")
+        for path in (ROOT / "python" / "koopfast").rglob(f"*{suffix}")
     }
-    assert tree == {str(file) for file in shipped if file.suffix == ".py"}
+    assert tree
+    assert tree == {str(file) for file in shipped if file.suffix == suffix}
 
 
 def test_the_source_archive_holds_all_that_a_build_and_its_tests_need(

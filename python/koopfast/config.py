@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from koopfast._checks import check_choice, did_you_mean, listed, whole
 from koopfast._options import FitOptions
 from koopfast.errors import ConfigError
+from koopfast.parameters import ParameterVector
 from koopfast.partition import PARTITION_KINDS, Partition
 
 __all__ = ["KoopmanConfig"]
@@ -194,6 +197,22 @@ class KoopmanConfig:
     def fit_options(self) -> FitOptions:
         """The fields that concern the operator."""
         return FitOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FitOptions)})
+
+    def partition_of(self, model: nn.Module, parameters: ParameterVector) -> Partition:
+        """The blocks of ``parameters``, a part of or all of the model's.
+
+        Raises:
+            ConfigError: the Partition given as ``partition`` is of another number of weights.
+        """
+        if isinstance(self.partition, str):
+            return Partition.of(self.partition, model, size=self.node_size, parameters=parameters)
+        if self.partition.n != parameters.n:
+            raise ConfigError(
+                f"partition: expected one of {parameters.n} weights, as the model has, got one of "
+                f"{self.partition.n}; make it with Partition.node(model) or the like, after "
+                "freezing what is to be frozen"
+            )
+        return self.partition
 
     def _store(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)

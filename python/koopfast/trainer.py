@@ -27,7 +27,6 @@ from koopfast.guard import Guard, Probe, Verdict
 from koopfast.history import History, HistoryMark, JumpRecord, Spread
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
-from koopfast.partition import Partition
 from koopfast.snapshots import SnapshotBuffer
 
 __all__ = ["KoopmanTrainer"]
@@ -99,7 +98,7 @@ class KoopmanTrainer:
         self._model = model
         self._optimizer = optimizer
         self._parameters = ParameterVector(trainable_parameters(model, optimizer))
-        self._partition = _partition(config, model, self._parameters)
+        self._partition = config.partition_of(model, self._parameters)
         self._snapshots = self._new_buffer()
         self._guard = Guard(config.guard, config.probe_gradients)
         self._enabled = True
@@ -530,18 +529,6 @@ def _check_arguments(model: Any, optimizer: Any, config: Any) -> None:
             f"config: expected a KoopmanConfig, got {type(config).__name__}; its fields can also "
             "be given by name, KoopmanTrainer(model, optimizer, window=16)"
         )
-
-
-def _partition(config: KoopmanConfig, model: nn.Module, parameters: ParameterVector) -> Partition:
-    if isinstance(config.partition, str):
-        return Partition.of(config.partition, model, size=config.node_size, parameters=parameters)
-    if config.partition.n != parameters.n:
-        raise ConfigError(
-            f"partition: expected one of {parameters.n} weights, as the model has, got one of "
-            f"{config.partition.n}; make it with Partition.node(model) or the like, after "
-            "freezing what is to be frozen"
-        )
-    return config.partition
 
 
 def _levels_to_caller() -> int:

@@ -7,13 +7,13 @@ Dogra and Redman, arXiv 2006.02361, compare the two times; here the error is mea
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from koopfast.config import KoopmanConfig
@@ -21,7 +21,6 @@ from koopfast.demo.race import OPTIMIZERS, Checkpoint
 from koopfast.demo.tasks import Task
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
-from koopfast.partition import Partition
 from koopfast.snapshots import SnapshotBuffer
 
 __all__ = ["StretchResult", "measure_stretch"]
@@ -124,7 +123,8 @@ def measure_stretch(
         recording += perf_counter() - begin
     start = replay.checkpoint()
     now, score_now = replay.vector.read(), task.score(replay.model)
-    partition = _partition(config, replay.model)
+    partition = config.partition_of(replay.model, replay.vector)
+    options = dataclasses.asdict(config.fit_options)
 
     backprop, fit, predict = [], [], []
     label = f"{task.name:<10} {optimizer:<8} stretch"
@@ -135,7 +135,7 @@ def measure_stretch(
 
         replay.restore(start)
         begin = perf_counter()
-        operator = KoopmanOperator.fit(buffer.snapshots, partition, **_fit_options(config))
+        operator = KoopmanOperator.fit(buffer.snapshots, partition, **options)
         fitted = perf_counter()
         predicted = operator.predict(watched / config.stride)[0]
         replay.vector.write(predicted)
@@ -164,14 +164,3 @@ def measure_stretch(
         true=true,
         operator=operator,
     )
-
-
-def _partition(config: KoopmanConfig, model: nn.Module) -> Partition:
-    if isinstance(config.partition, Partition):
-        return config.partition
-    return Partition.of(config.partition, model, size=config.node_size)
-
-
-def _fit_options(config: KoopmanConfig) -> dict[str, Any]:
-    names = ("observables", "rank", "tolerance", "delays", "symmetric", "method", "unstable")
-    return {name: getattr(config, name) for name in names}
