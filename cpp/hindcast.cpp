@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "hindcast.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "reduced_operator.h"
+
+namespace koopfast {
+namespace {
+
+std::set<int64_t> candidate_ranks(int64_t limit) {
+  std::set<int64_t> ranks{limit};
+  for (int64_t r = 1; r <= limit; r *= 2) {
+    ranks.insert(r);
+    if (r > 1 && r / 2 * 3 <= limit) ranks.insert(r / 2 * 3);
+  }
+  ranks.erase(0);
+  return ranks;
+}
+
+}  // namespace
+
+int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t limit,
+                 double& error) {
+  const int64_t pairs = h.cols() - 1;
+  error = std::numeric_limits<double>::quiet_NaN();
+  if (pairs < 3) return limit;
+  const int64_t tail = std::max<int64_t>(1, pairs / 3), split = pairs - tail;
+  const Reduced fit = least_squares(h.leftCols(split + 1), s, options, limit);
+  // Displacements from the snapshot at the split on.
+  Matrix truth = h.topRows(s).rightCols(tail);
+  const Vector now = h.col(split).head(s);
+  if (options.increments)
+    for (int64_t t = 1; t < tail; ++t) truth.col(t) += truth.col(t - 1);
+  else
+    truth.colwise() -= now;
+  const double scale = truth.squaredNorm();
+  error = 1;
+  int64_t best = 0;
+  if (!(scale > 0)) return best;
+  Matrix predicted(s, tail);
+  for (const int64_t rank : candidate_ranks(fit.op.rows())) {
+    const auto a = fit.op.topLeftCorner(rank, rank);
+    Matrix y(rank, tail);
+    y.col(0) = fit.start.head(rank);
+    for (int64_t t = 1; t < tail; ++t) y.col(t).noalias() = a * y.col(t - 1);
+    if (options.increments)
+      for (int64_t t = 1; t < tail; ++t) y.col(t) += y.col(t - 1);
+    predicted.noalias() = fit.image.leftCols(rank) * y;
+    if (!options.increments) predicted.colwise() -= now;
+    const double candidate = std::sqrt((predicted - truth).squaredNorm() / scale);
+    if (candidate < error) {  // a NaN compares false: a diverging rank is never the best
+      error = candidate;
+      best = rank;
+    }
+  }
+  return best;
+}
+
+}  // namespace koopfast

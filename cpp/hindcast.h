@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "operator_fit.h"
+#include "solvers/solvers.h"
+
+namespace koopfast {
+
+// The rank that predicts the last third of the window best from the first two thirds, and its
+// error: that of the displacement, relative to the displacement, over all predicted snapshots.
+// Rank 0 (stand still, error 1) wins where no operator does better.
+int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t limit,
+                 double& error);
+
+}  // namespace koopfast
