@@ -61,18 +61,18 @@ void bind_snapshot_svd(py::module_& m) {
   m.def(
       "snapshot_gram",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
-         bool center, Address grams, int threads, bool on_device, Address stream) {
+         bool increments, Address grams, int threads, bool on_device, Address stream) {
         const SnapshotView s = snapshots_from(snapshots);
         const BlockTable t = table_from(table);
         const py::gil_scoped_release release;
         if (!on_device)
-          return snapshot_gram(s, t, at<int64_t>(blocks), count, center, at<double>(grams),
+          return snapshot_gram(s, t, at<int64_t>(blocks), count, increments, at<double>(grams),
                                threads);
-        cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, center, at<double>(grams),
+        cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, increments, at<double>(grams),
                             at<void>(stream));
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks").noconvert(), py::arg("count"),
-      py::arg("center"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
+      py::arg("increments"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
       py::arg("stream"));
   m.def(
       "gram_svd",
@@ -85,15 +85,15 @@ void bind_snapshot_svd(py::module_& m) {
   m.def(
       "snapshot_qr",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
-         bool center, Address coordinates, Address sigma, int threads) {
+         bool increments, Address coordinates, Address sigma, int threads) {
         const SnapshotView s = snapshots_from(snapshots);
         const BlockTable t = table_from(table);
         const py::gil_scoped_release release;
-        snapshot_qr(s, t, at<int64_t>(blocks), count, center, at<double>(coordinates),
+        snapshot_qr(s, t, at<int64_t>(blocks), count, increments, at<double>(coordinates),
                     at<double>(sigma), threads);
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"),
-      py::arg("center"), py::arg("coordinates"), py::arg("sigma"), py::arg("threads"));
+      py::arg("increments"), py::arg("coordinates"), py::arg("sigma"), py::arg("threads"));
 }
 
 void bind_operator(py::module_& m) {

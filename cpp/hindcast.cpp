@@ -43,13 +43,19 @@ int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t 
   if (!(scale > 0)) return best;
   Matrix predicted(s, tail);
   for (const int64_t rank : candidate_ranks(fit.op.rows())) {
-    const auto a = fit.op.topLeftCorner(rank, rank);
+    Matrix a = fit.op.topLeftCorner(rank, rank);
+    // A self-adjoint image mixes all columns of A: cut to the rank, it is built again.
+    Matrix lift = fit.image.leftCols(rank);
+    if (options.symmetric) lift = fit.basis.leftCols(rank) * a;
+    // What is judged is what will predict. (A norm of at most 1 says that nothing is to be
+    // clipped.)
+    if (options.clip && a.norm() > 1) clip_to_unit_circle(a, lift);
     Matrix y(rank, tail);
     y.col(0) = fit.start.head(rank);
     for (int64_t t = 1; t < tail; ++t) y.col(t).noalias() = a * y.col(t - 1);
     if (options.increments)
       for (int64_t t = 1; t < tail; ++t) y.col(t) += y.col(t - 1);
-    predicted.noalias() = fit.image.leftCols(rank) * y;
+    predicted.noalias() = lift * y;
     if (!options.increments) predicted.colwise() -= now;
     const double candidate = std::sqrt((predicted - truth).squaredNorm() / scale);
     if (candidate < error) {  // a NaN compares false: a diverging rank is never the best

@@ -21,30 +21,23 @@ using ComplexRowMajor =
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// The columns w_t - w_last or w_t of a block, as the form holds them: (s, m).
-Matrix block_coordinates(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
-                         const double* coordinates) {
-  const int64_t size = table.block_size(b);
+// The observables o_t of a block as columns: in coordinates (dual) or as they are (primal).
+Matrix observed(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
+                const double* coordinates, bool increments) {
+  const int64_t size = table.block_size(b), count = increments ? s.m - 1 : s.m;
   if (form == BlockForm::dual)
-    return Eigen::Map<const RowMajor>(coordinates, std::min(s.m, size), s.m);
+    return Eigen::Map<const RowMajor>(coordinates, std::min(s.m, size), s.m).leftCols(count);
   RowMajor rows(s.m, size);
-  gather_tile(s, table, b, 0, size, false, rows.data(), size);
-  return rows.transpose();
-}
-
-Matrix observe(const Matrix& states, bool increments) {
-  const int64_t m = states.cols();
-  if (!increments) return states;
-  return states.rightCols(m - 1) - states.leftCols(m - 1);
+  gather_tile(s, table, b, 0, size, increments, rows.data(), size);
+  return rows.topRows(count).transpose();
 }
 
 // h_t = [o_t, o_{t-1}, ...]: (s q, P - q + 1), the newest observable on top.
-Matrix embed(const Matrix& observed, int64_t delays) {
-  if (delays == 1) return observed;
-  const int64_t s = observed.rows(), count = observed.cols() - delays + 1;
+Matrix embed(const Matrix& o, int64_t delays) {
+  if (delays == 1) return o;
+  const int64_t s = o.rows(), count = o.cols() - delays + 1;
   Matrix h(s * delays, count);
-  for (int64_t j = 0; j < delays; ++j)
-    h.middleRows(j * s, s) = observed.middleCols(delays - 1 - j, count);
+  for (int64_t j = 0; j < delays; ++j) h.middleRows(j * s, s) = o.middleCols(delays - 1 - j, count);
   return h;
 }
 
@@ -65,14 +58,6 @@ Matrix snapshot_coefficients(const Reduced& fit, int64_t m, const FitOptions& op
   return c;
 }
 
-// P of `A P` with every eigenvalue outside the unit circle moved radially onto it.
-Matrix shrinker(const Eigenbasis& basis) {
-  const Vector modulus = basis.values.cwiseAbs().cwiseMax(1.0);
-  if (basis.usable)
-    return (basis.vectors * modulus.cwiseInverse().asDiagonal() * basis.inverse).real();
-  return Matrix::Identity(modulus.size(), modulus.size()) / modulus.maxCoeff();
-}
-
 void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
              const double* coordinates, const FitOptions& options, const OperatorArrays& out,
              int64_t i) {
@@ -83,15 +68,15 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   out.diagonal[i] = 1;
   out.hindcast_error[i] = kNaN;
 
-  const Matrix states = block_coordinates(s, table, b, form, coordinates);
-  if (!states.allFinite()) {
+  const Matrix o = observed(s, table, b, form, coordinates, options.increments);
+  if (!o.allFinite()) {
     out.status[i] = static_cast<int32_t>(BlockStatus::non_finite);
     return;
   }
-  const Matrix h = embed(observe(states, options.increments), options.delays);
+  const Matrix h = embed(o, options.delays);
   int64_t limit = capacity;
-  if (options.hindcast) limit = hindcast(h, states.rows(), options, limit, out.hindcast_error[i]);
-  const Reduced fit = least_squares(h, states.rows(), options, limit);
+  if (options.hindcast) limit = hindcast(h, o.rows(), options, limit, out.hindcast_error[i]);
+  const Reduced fit = least_squares(h, o.rows(), options, limit);
   const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
   std::copy_n(fit.sigma.data(), shown, sigma_out);
   const int64_t k = fit.op.rows();
@@ -101,13 +86,7 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   }
   Matrix op = fit.op;
   Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, options) : fit.image;
-  Eigenbasis basis = eigenbasis(op);
-  if (options.clip && (basis.values.cwiseAbs().array() > 1).any()) {
-    const Matrix p = shrinker(basis);
-    op = op * p;
-    lift = lift * p;
-    basis = eigenbasis(op);
-  }
+  const Eigenbasis basis = options.clip ? clip_to_unit_circle(op, lift) : eigenbasis(op);
   const int64_t at = out.vector_offsets[i], matrix_at = out.matrix_offsets[i];
   const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
   Eigen::Map<RowMajor>(out.operators + matrix_at, k, k) = op;

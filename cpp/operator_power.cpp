@@ -46,10 +46,9 @@ class BlockPower {
     return diagonal_ ? by_eigenbasis(horizon) : by_squaring(horizon);
   }
 
-  // Between the last snapshot and one interval after it there is no state power to interpolate.
-  bool interpolates_from_now(double horizon) const {
-    return !diagonal_ && !increments_ && horizon < 1;
-  }
+  // Between the last snapshot and one interval after it, a state has no power worth having: that of
+  // a fast mode, lambda^(T-1), grows without bound.
+  bool interpolates_from_now(double horizon) const { return !increments_ && horizon < 1; }
 
  private:
   Vector by_eigenbasis(double horizon) const {
@@ -78,7 +77,8 @@ class BlockPower {
   }
 
   Vector limit() const {
-    if (!(values_.cwiseAbs().maxCoeff() < 1)) return Vector::Constant(k_, kNaN);
+    if (!(values_.cwiseAbs().maxCoeff() < 1 - kUnitEigenvalueTolerance))
+      return Vector::Constant(k_, kNaN);
     if (!increments_) return Vector::Zero(k_);
     return (Matrix::Identity(k_, k_) - op_).partialPivLu().solve(start_);
   }
@@ -156,8 +156,13 @@ void combine(const SnapshotView& s, const BlockTable& table, const int64_t* bloc
                       dual ? sums + g * kTileColumns : own + (h + g) * rows + column + i;
                   const double share = own_base[h + g];
                   T* row = static_cast<T*>(out) + (h + g) * out_stride + flat + i;
-                  for (int64_t j = 0; j < width; ++j)
-                    narrow((share == 0 ? 0.0 : share * widen(last[j])) + change[j], row[j]);
+                  for (int64_t j = 0; j < width; ++j) {
+                    // What does not move keeps its bits, the sign of zero included.
+                    if (share == 1 && change[j] == 0)
+                      row[j] = last[j];
+                    else
+                      narrow((share == 0 ? 0.0 : share * widen(last[j])) + change[j], row[j]);
+                  }
                 }
               }
             }

@@ -2,6 +2,7 @@
 #include "reduced_operator.h"
 
 #include <algorithm>
+#include <complex>
 
 namespace koopfast {
 namespace {
@@ -57,6 +58,7 @@ Reduced least_squares(const Eigen::Ref<const Matrix>& h, int64_t s, const FitOpt
   fit.op = q.transpose() * image;
   fit.start = q.transpose() * h.col(p);
   fit.image = image.topRows(s);
+  fit.basis = q.topRows(s);
   if (options.symmetric) {
     // Symmetric Procrustes (Higham 1988): minimise |A F - F'| over A = A^T. With C = Q^T F' V
     // the minimiser is (sigma_i C_ji + C_ij sigma_j) / (sigma_i^2 + sigma_j^2), and its image of
@@ -67,9 +69,29 @@ Reduced least_squares(const Eigen::Ref<const Matrix>& h, int64_t s, const FitOpt
         const double si = fit.sigma(i), sj = fit.sigma(j);
         fit.op(i, j) = (si * c(j, i) + c(i, j) * sj) / (si * si + sj * sj);
       }
-    fit.image = q.topRows(s) * fit.op;
+    fit.image = fit.basis * fit.op;
   }
   return fit;
+}
+
+Eigenbasis clip_to_unit_circle(Matrix& op, Matrix& lift) {
+  Eigenbasis basis = eigenbasis(op);
+  const Vector modulus = basis.values.cwiseAbs().cwiseMax(1.0);
+  if (!(modulus.maxCoeff() > 1)) return basis;
+  if (!basis.usable) {
+    op /= modulus.maxCoeff();
+    lift /= modulus.maxCoeff();
+    return eigenbasis(op);
+  }
+  // P - I, which leaves stable directions alone to the last bit or so.
+  const Vector change = modulus.cwiseInverse().array() - 1;
+  const Matrix p = (basis.vectors * change.asDiagonal() * basis.inverse).real();
+  op += op * p;
+  lift += lift * p;
+  // The eigenvectors stay. Computed anew, moduli would come out at 1 + 1e-15, and a basis where
+  // several eigenvalues meet at 1 would be a poor one.
+  basis.values.array() /= modulus.array().cast<std::complex<double>>();
+  return basis;
 }
 
 }  // namespace koopfast

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "parallel.h"
@@ -21,15 +22,15 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 int64_t padded(int64_t rows) { return (rows + kRowGroup - 1) / kRowGroup * kRowGroup; }
 
 // Adds the Gram matrix of a chunk to `gram` (rows, rows), rows = padded(m), lower row groups only.
-void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& chunk, bool center,
-                   double* gram) {
+void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& chunk,
+                   bool increments, double* gram) {
   const int64_t rows = padded(s.m);
-  thread_local std::vector<double> tile;
-  tile.assign(rows * kTileColumns, 0.0);  // the padding rows stay zero
+  const std::unique_ptr<double[]> tile(new double[rows * kTileColumns]);
+  std::fill(tile.get() + s.m * kTileColumns, tile.get() + rows * kTileColumns, 0.0);
   for (int64_t c = chunk.begin; c < chunk.end; c += kTileColumns) {
     const int64_t count = std::min(kTileColumns, chunk.end - c);
-    gather_tile(s, table, chunk.block, c, count, center, tile.data(), kTileColumns);
-    gram_tile(tile.data(), rows, count, kTileColumns, gram);
+    gather_tile(s, table, chunk.block, c, count, increments, tile.get(), kTileColumns);
+    gram_tile(tile.get(), rows, count, kTileColumns, gram);
   }
 }
 
@@ -53,7 +54,7 @@ void store_failure(int64_t m, double* coordinates, double* sigma_out) {
 }  // namespace
 
 void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
-                   int64_t count, bool center, double* grams, int threads) {
+                   int64_t count, bool increments, double* grams, int threads) {
   const int64_t rows = padded(s.m), area = rows * rows;
   const int64_t most = std::clamp<int64_t>(kPartialBytes / (8 * area), 1, kMostChunks);
   const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, most);
@@ -76,12 +77,11 @@ void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t
   };
   parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t i) {
     if (slot[i] >= 0) {
-      gram_of_chunk(s, table, chunks[i], center, partials.data() + slot[i] * area);
+      gram_of_chunk(s, table, chunks[i], increments, partials.data() + slot[i] * area);
       return;
     }
-    thread_local std::vector<double> whole;
-    whole.assign(area, 0.0);
-    gram_of_chunk(s, table, chunks[i], center, whole.data());
+    std::vector<double> whole(area, 0.0);
+    gram_of_chunk(s, table, chunks[i], increments, whole.data());
     add(whole.data(), chunks[i].position);
   });
   for (size_t i = 0; i < chunks.size(); ++i)
@@ -103,7 +103,7 @@ void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, dou
 }
 
 void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
-                 int64_t count, bool center, double* coordinates, double* sigma, int threads) {
+                 int64_t count, bool increments, double* coordinates, double* sigma, int threads) {
   const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, kMostChunks);
   std::vector<Matrix> factors(chunks.size());
   parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t i) {
@@ -113,7 +113,7 @@ void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* 
     for (int64_t c = chunk.begin; c < chunk.end; c += step) {
       const int64_t length = std::min(step, chunk.end - c);
       rows.resize(length, s.m);  // a row-major (m, length) tile is this matrix, column by column
-      gather_tile(s, table, chunk.block, c, length, center, rows.data(), length);
+      gather_tile(s, table, chunk.block, c, length, increments, rows.data(), length);
       append_to_qr(rows, r);
     }
     factors[i] = std::move(r);

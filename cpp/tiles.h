@@ -10,17 +10,24 @@
 namespace koopfast {
 
 // Widens columns begin .. begin+count-1 of block b into `out`, (m, count) with rows `ld` doubles
-// apart. With `center` the last snapshot is subtracted from every one, formed here in double:
-// weights move by parts in a thousand, and single precision would lose the motion.
+// apart: the snapshots w_t, or the increments w_{t+1} - w_t and a last row of zeros, formed here in
+// double: weights move by parts in a thousand, and single precision would lose the motion.
 inline void gather_tile(const SnapshotView& s, const BlockTable& table, int64_t b, int64_t begin,
-                        int64_t count, bool center, double* out, int64_t ld) {
+                        int64_t count, bool increments, double* out, int64_t ld) {
   dispatch(s.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
     table.for_each_run(b, begin, begin + count, [&](int64_t flat, int64_t column, int64_t length) {
-      const T* last = s.row<T>(s.m - 1) + flat;
-      for (int64_t t = 0; t < s.m; ++t)
-        widen_difference(s.row<T>(t) + flat, center ? last : nullptr, length,
-                         out + t * ld + (column - begin));
+      double* first = out + (column - begin);
+      const T* none = nullptr;
+      const int64_t rows = increments ? s.m - 1 : s.m;
+      for (int64_t t = 0; t < rows; ++t) {
+        const T* row = s.row<T>(t) + flat;
+        if (increments)
+          widen_difference(row + s.row_stride, row, length, first + t * ld);
+        else
+          widen_difference(row, none, length, first + t * ld);
+      }
+      if (increments) std::fill_n(first + rows * ld, length, 0.0);
     });
   });
 }

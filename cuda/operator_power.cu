@@ -45,7 +45,12 @@ __global__ void __launch_bounds__(kThreads)
         if (h0 + h >= n_horizons) continue;
         const double own_base = base[blockIdx.x * n_horizons + h0 + h];
         const double kept = own_base == 0 ? 0.0 : own_base * last;
-        narrow(kept + sum[h], out[(h0 + h) * out_stride + flat]);
+        T& result = out[(h0 + h) * out_stride + flat];
+        // What does not move keeps its bits, the sign of zero included.
+        if (own_base == 1 && sum[h] == 0)
+          result = data[(s.m - 1) * s.row_stride + flat];
+        else
+          narrow(kept + sum[h], result);
       }
     }
   }

@@ -89,10 +89,35 @@ def test_refuses_options_that_cannot_work(options, message):
         KoopmanOperator.fit(SNAPSHOTS, **options)
 
 
-@pytest.mark.parametrize("horizons", [[], [-1], [float("nan")], -0.5])
+def test_takes_horizons_of_any_kind():
+    operator = KoopmanOperator.fit(SNAPSHOTS, rank=2)
+    expected = operator.predict([3.0])
+    for horizons in (3, np.float32(3), np.int64(3), torch.tensor(3.0), np.array([3]), range(3, 4)):
+        assert torch.equal(operator.predict(horizons), expected)
+
+
+@pytest.mark.parametrize(
+    "horizons", [[], [-1], [float("nan")], -0.5, "12", [1e17], [10**400], None]
+)
 def test_refuses_horizons_that_mean_nothing(horizons):
     with pytest.raises(ConfigError, match="horizons"):
         KoopmanOperator.fit(SNAPSHOTS).predict(horizons)
+
+
+def test_refuses_to_write_over_the_snapshots():
+    snapshots = SNAPSHOTS.clone()
+    operator = KoopmanOperator.fit(snapshots, rank=2)
+    with pytest.raises(ConfigError, match="shares its memory"):
+        operator.predict([1], out=snapshots[-1:])
+    with pytest.raises(ConfigError, match="detach"):
+        operator.predict([1], out=torch.zeros(1, 30).double().requires_grad_())
+
+
+def test_reads_views_of_any_kind():
+    negated = torch._neg_view(SNAPSHOTS)
+    assert torch.equal(KoopmanOperator.fit(negated, rank=2).predict(0)[0], -SNAPSHOTS[-1])
+    expanded = SNAPSHOTS[:, :1].expand(-1, 5)
+    assert torch.equal(KoopmanOperator.fit(expanded, rank=1).predict(0)[0], expanded[-1])
 
 
 @pytest.mark.parametrize(

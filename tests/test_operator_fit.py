@@ -73,6 +73,44 @@ def test_symmetric_fit_has_a_real_spectrum(observables, n):
     assert_same_spectrum(exact.eigenvalues, system.eigenvalues(), tolerance=1e-6)
 
 
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_hindcast_is_the_error_of_the_operator_that_predicts(symmetric, n):
+    # Refit by hand what the hindcast fits, on the first two thirds, with each rank that it tries.
+    m, split = 16, 12  # 14 pairs of increments: 10 of them to fit, 4 to predict
+    snapshots = cases.random_walk(m, n) + cases.SYSTEMS[5].states(n, range(m))
+    options = {"symmetric": symmetric, "method": "qr"}
+    operator = KoopmanOperator.fit(snapshots, **options)
+    moved = snapshots[split:] - snapshots[split - 1]
+    errors = {0: 1.0}
+    for rank in _reference.candidate_ranks(min(split - 2, n)):
+        fit = KoopmanOperator.fit(snapshots[:split], rank=rank, **options)
+        predicted = fit.predict(range(1, m - split + 1)) - snapshots[split - 1]
+        errors[rank] = float((predicted - moved).norm() / moved.norm())
+    best = min(errors, key=lambda rank: errors[rank])
+    assert int(operator.rank[0]) == best
+    assert float(operator.hindcast_error[0]) == pytest.approx(errors[best], rel=1e-6)
+
+
+def test_a_long_drift_does_not_drown_its_steps():
+    # Increments are factored as such: a window's whole drift, squared, would be its noise.
+    generator = torch.Generator().manual_seed(0)
+    start, step = torch.randn(2, 1000, dtype=torch.float64, generator=generator)
+    drift = torch.stack([start + t * step for t in range(200)])
+    assert KoopmanOperator.fit(drift, rank=None).rank.tolist() == [1]
+
+
+def test_ranks_below_capacity_take_no_room():
+    t = torch.arange(24, dtype=torch.float64)[:, None]
+    snapshots = 0.9**t * torch.ones(1, 6000)
+    partition = Partition.from_segments([[(i, 30)] for i in range(0, 6000, 30)], 6000)
+    operator = KoopmanOperator.fit(snapshots, partition)
+    assert operator.rank.tolist() == [1] * 200
+    assert operator._fitted.lifts.numel() == 200 * 24
+    assert len(operator.singular_values_of(3)) == 22
+    assert relative_error(operator.predict([5]), snapshots[-1:] * 0.9**5) < 1e-10
+
+
 def test_delays_recover_what_one_state_does_not_hold():
     # A position of an oscillator, one number: its next value depends on the last two.
     t = torch.arange(30, dtype=torch.float64)

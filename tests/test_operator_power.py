@@ -81,19 +81,18 @@ def test_state_prediction_is_the_papers_formula(n, device):
 @pytest.mark.parametrize("system", cases.STABLE, ids=lambda s: s.name)
 def test_fractional_horizons(system, observables):
     horizons = [0.25, 1.5, 7.75]
+    linear = [system.defective or observables == "state", system.defective, system.defective]
     operator = KoopmanOperator.fit(
         system.states(12, range(M)), observables=observables, rank=system.order, method="qr"
     )
     predicted = operator.predict(horizons)
-    if system.defective:
-        ends = operator.predict([0, 1, 2, 7, 8])
-        weights = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]], dtype=torch.float64)
-        truth = weights[:, :1] * ends[[0, 1, 3]] + weights[:, 1:] * ends[[1, 2, 4]]
-    else:
-        truth = system.states(12, [M - 1 + h for h in horizons])
+    truth = system.states(12, [M - 1 + h for h in horizons])
+    for row, horizon in enumerate(horizons):
+        if linear[row]:  # as the docstring says
+            before, after = operator.predict([math.floor(horizon), math.ceil(horizon)])
+            truth[row] = torch.lerp(before, after, horizon % 1)
     error = (predicted - truth).norm(dim=1).max() / system.states(12, [M - 1]).norm()
-    # Fractional powers of fast modes amplify: 0.3^-0.75 and the like.
-    assert float(error) < 1e-7
+    assert float(error) < 1e-9
 
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
@@ -109,14 +108,21 @@ def test_the_limit_of_a_stable_system(system, n, device):
     assert float(vanishing.predict([INF]).abs().max()) < 1e-12
 
 
-def test_limits_that_do_not_exist_are_nan_and_nothing_else_is():
-    circling = cases.SYSTEMS[4].states(8, range(M))
-    for observables in OBSERVABLES:
-        operator = KoopmanOperator.fit(circling, observables=observables, unstable="keep")
+@pytest.mark.parametrize("unstable", ["keep", "clip"])
+@pytest.mark.parametrize("observables", OBSERVABLES)
+def test_limits_that_do_not_exist_are_nan_and_nothing_else_is(observables, unstable):
+    # Rounding puts the eigenvalues now inside, now outside the circle: it must not matter.
+    for angle in torch.linspace(0.1, 3.0, 40).tolist():
+        circling = cases.LinearSystem("", (cases.pair(1.0, angle), cases.real(0.5)))
+        operator = KoopmanOperator.fit(
+            circling.states(8, range(M)), observables=observables, rank=3, unstable=unstable
+        )
         predicted = operator.predict([3.0, INF])
         assert bool(predicted[0].isfinite().all())
         assert bool(predicted[1].isnan().all())
-    # The eigenvalue 1 is a limit of states: what does not move stays.
+
+
+def test_the_limit_of_what_does_not_move_is_itself():
     constant = KoopmanOperator.fit(torch.ones(5, 4).double(), observables="state", rank=None)
     assert torch.allclose(constant.predict([INF]), torch.ones(1, 4).double())
 
@@ -136,6 +142,15 @@ def test_clipping_bounds_the_growth_and_spares_the_rest(observables, n):
     far = clipped.predict([1000]) - snapshots[-1]
     assert float(far.norm()) <= 1001 * float(snapshots[-1].norm())
     assert float(kept.predict([1000]).norm()) > 1e50
+
+
+@pytest.mark.parametrize("observables", OBSERVABLES)
+def test_a_clipped_operator_stays_bounded_at_the_farthest_horizon(observables):
+    system = cases.LinearSystem("growing", (cases.pair(1.05, 0.7), cases.pair(1.2, 2.0)))
+    snapshots = system.states(30, range(M))
+    operator = KoopmanOperator.fit(snapshots, observables=observables, rank=4)
+    predicted = operator.predict([1e6, 2.0**53])
+    assert float(predicted.norm(dim=1).max()) < 100 * float(snapshots[-1].norm())
 
 
 def test_defective_operators_are_powered_by_squaring():
@@ -173,6 +188,17 @@ def test_every_dtype_is_rounded_once(dtype, observables, device):
     assert torch.equal(predicted, exact.to(dtype))
 
 
+def test_the_present_is_copied_bit_for_bit():
+    tiny = torch.tensor([6e-8, -0.0, 3.8e-6, -1e-7, 1.0]).to(torch.float16)
+    snapshots = torch.stack([tiny * scale for scale in (4, 3, 2, 1)])
+    try:
+        torch.set_flush_denormal(True)
+        now = KoopmanOperator.fit(snapshots, rank=1).predict([0])[0]
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(now.view(torch.int16), snapshots[-1].view(torch.int16))
+
+
 def test_every_entry_of_the_output_is_written(device):
     snapshots = cases.random_walk(10, 5000, torch.float32).to(device)
     operator = KoopmanOperator.fit(snapshots, cases.mixed(5000), rank=2)
@@ -206,10 +232,9 @@ def test_jumps_compose():
     system = cases.SYSTEMS[0]
     snapshots = system.states(40, range(M), offset=1.0)
     operator = KoopmanOperator.fit(snapshots, rank=3)
-    direct = operator.predict([30])
-    window = operator.predict(range(11, 31))
-    onwards = KoopmanOperator.fit(window, rank=3).predict([0])
-    assert relative_error(onwards, direct) < 1e-10
+    window = operator.predict(range(11, 21))
+    onwards = KoopmanOperator.fit(window, rank=3).predict([10])
+    assert relative_error(onwards, operator.predict([30])) < 1e-10
 
 
 def test_the_same_to_the_last_bit_for_every_thread_count():
@@ -220,7 +245,7 @@ def test_the_same_to_the_last_bit_for_every_thread_count():
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(KoopmanOperator.fit(snapshots, partition).predict([2.0, 9.0]))
+            results.append(KoopmanOperator.fit(snapshots, partition, rank=3).predict([2.0, 9.0]))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])

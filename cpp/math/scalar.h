@@ -41,9 +41,11 @@ KF_HD inline double widen(Bfloat16 value) {
 KF_HD inline double widen(Float16 value) {
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  // Shifted into a float's fields the exponent is 112 too small; the product sets that right,
-  // subnormal numbers included. Infinity and NaN have the exponent 31 and take all ones.
-  const float scaled = bits_to_float(magnitude << 13) * 0x1p112f;
+  // In a float's fields the exponent is 112 too small. Subnormal numbers are scaled as integers:
+  // their bits as a float would be subnormal too, and some processors are told to flush those.
+  // Infinity and NaN have the exponent 31 and take all ones.
+  const float scaled = magnitude < 0x400u ? static_cast<float>(magnitude) * 0x1p-24f
+                                          : bits_to_float((magnitude << 13) + 0x38000000u);
   const uint32_t finite = float_to_bits(scaled);
   const uint32_t special = 0x7f800000u | (magnitude << 13);
   return bits_to_float(sign | (magnitude >= 0x7c00u ? special : finite));

@@ -9,17 +9,17 @@
 // What T intervals do to one eigenvector of an operator: a complex number f_T(lambda).
 //   state        f_T = lambda^(T-1)                       (the first step is in the lift)
 //   increments   f_T = 1 + lambda + ... + lambda^(T-1) = (lambda^T - 1) / (lambda - 1)
-// T > 0 is real and may be infinite; NaN says that the limit does not exist.
+// T >= 1 (state) or T > 0 (increments) is real and may be infinite; NaN says that there is no
+// limit.
 namespace koopfast {
 
 struct Complex {
   double re, im;
 };
 
-// Eigenvalues this near to 1 count as 1 where a limit is asked for.
+// Eigenvalues this near to 1, and moduli this near to the unit circle, count as being there where a
+// limit is asked for: rounding must not decide whether it exists.
 constexpr double kUnitEigenvalueTolerance = 1e-9;
-// A mode that decays faster than this in one interval has no fractional power worth having.
-constexpr double kZeroEigenvalue = 1e-12;
 
 KF_HD inline Complex operator*(Complex a, Complex b) {
   return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
@@ -51,11 +51,11 @@ KF_HD inline Complex spectral_power(Complex lambda, double horizon) {
   const bool is_one = hypot(lambda.re - 1, lambda.im) <= kUnitEigenvalueTolerance;
   if (horizon > DBL_MAX) {
     if (is_one) return {1, 0};
-    const double limit = modulus < 1 ? 0.0 : nan("");
+    const double limit = modulus < 1 - kUnitEigenvalueTolerance ? 0.0 : nan("");
     return {limit, 0};
   }
   if (horizon == 1) return {1, 0};
-  if (modulus <= kZeroEigenvalue) return {0, 0};
+  if (modulus == 0) return {0, 0};
   const double angle = atan2(lambda.im, lambda.re);
   return exp(Complex{(horizon - 1) * ::log(modulus), (horizon - 1) * angle});
 }
@@ -63,13 +63,17 @@ KF_HD inline Complex spectral_power(Complex lambda, double horizon) {
 KF_HD inline Complex geometric_sum(Complex lambda, double horizon) {
   const Complex below_one = {lambda.re - 1, lambda.im};
   const double distance = hypot(below_one.re, below_one.im);
+  const double modulus = hypot(lambda.re, lambda.im);
   if (horizon > DBL_MAX) {
-    const bool exists = hypot(lambda.re, lambda.im) < 1 && distance > kUnitEigenvalueTolerance;
+    const bool exists = modulus < 1 - kUnitEigenvalueTolerance;
     return exists ? Complex{-1, 0} / below_one : Complex{nan(""), 0};
   }
   if (distance == 0) return {horizon, 0};
-  if (lambda.re == 0 && lambda.im == 0) return {1, 0};
-  const Complex exponent = log1p(below_one);
+  if (modulus == 0) return {1, 0};
+  // Near 1 the logarithm needs lambda - 1; away from it there is nothing to cancel, and near 0 the
+  // difference has lost lambda's digits.
+  const Complex exponent =
+      distance < 0.5 ? log1p(below_one) : Complex{::log(modulus), atan2(lambda.im, lambda.re)};
   return expm1(Complex{horizon * exponent.re, horizon * exponent.im}) / below_one;
 }
 

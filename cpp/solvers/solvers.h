@@ -24,7 +24,7 @@ void append_to_qr(const Eigen::Ref<const Matrix>& rows, Matrix& r);
 struct Eigenbasis {
   ComplexVector values;
   ComplexMatrix vectors;
-  ComplexMatrix inverse;  // of `vectors`; empty when not usable
+  ComplexMatrix inverse;  // of `vectors`, where usable
   bool usable;            // whether the basis is well enough conditioned to compute with
 };
 

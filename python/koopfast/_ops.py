@@ -8,6 +8,7 @@ The two passes over the snapshots (`snapshot_gram`, `combine`) run where the sna
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from koopfast import _native
@@ -26,15 +27,18 @@ from koopfast.errors import ConfigError
 from koopfast.partition import Partition
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# Candidate weights and coefficients of one pass stay below this; more horizons take more passes.
+# Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
+# passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
+# Beyond this, doubles no longer count single intervals.
+_FARTHEST = 2.0**53
 
 
 def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
     """The rank that blocks of these sizes can have at most, (n_blocks,) int64."""
     pairs = m - (1 if options.increments else 0) - options.delays
     most = (sizes.clamp(max=m) * options.delays).clamp(max=pairs)
-    return most.clamp(max=options.rank) if isinstance(options.rank, int) else most
+    return most.clamp(max=min(options.rank, m)) if isinstance(options.rank, int) else most
 
 
 def packed_options(options: FitOptions) -> tuple[bool, int, bool, float, bool, bool, bool]:
@@ -82,6 +86,7 @@ class FittedBlocks:
     diagonal: Tensor  # int32 (n_blocks,)
     hindcast_error: Tensor  # float64 (n_blocks,)
     singular_values: Tensor  # float64
+    singular_offsets: Tensor  # int64 (n_blocks + 1,)
     operators: Tensor  # float64
     start: Tensor  # float64
     lifts: Tensor  # float64
@@ -108,12 +113,38 @@ class FittedBlocks:
         addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
         return own, tuple(addresses)
 
-    def packed_of(self, name: str, counts: Tensor) -> Tensor:
-        """The first counts[b] entries of a vector array for every block, in block order."""
-        starts = counts.cumsum(0) - counts
-        positions = torch.arange(int(counts.sum())) - starts.repeat_interleave(counts)
-        values: Tensor = getattr(self, name)
-        return values[self.vector_offsets.repeat_interleave(counts) + positions]
+    def repacked(self) -> FittedBlocks:
+        """The same without the room that ranks below their capacity left, where that is much."""
+        rank = self.rank
+        if 2 * int((rank**2).sum()) > int((self.capacity**2).sum()):
+            return self
+        lift_counts = self.rows * rank
+        vectors = ragged(self.vector_offsets, rank)
+        matrices = ragged(self.matrix_offsets, rank**2)
+        return dataclasses.replace(
+            self,
+            capacity=rank,
+            vector_offsets=_starts(rank),
+            matrix_offsets=_starts(rank**2),
+            lift_offsets=_starts(lift_counts),
+            operators=self.operators[matrices],
+            start=self.start[vectors],
+            lifts=self.lifts[ragged(self.lift_offsets, lift_counts)],
+            eigenvalues=self.eigenvalues[vectors],
+            eigenvectors=self.eigenvectors[matrices],
+            amplitudes=self.amplitudes[vectors],
+        )
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """Where each of consecutive runs of these lengths begins."""
+    return counts.cumsum(0) - counts
+
+
+def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
+    """Indices of counts[b] entries from offsets[b] on, for one b after another."""
+    within = torch.arange(int(counts.sum())) - _starts(counts).repeat_interleave(counts)
+    return offsets.repeat_interleave(counts) + within
 
 
 def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
@@ -130,13 +161,13 @@ def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
                 # koopfast only reads: a read-only array is as good as any.
                 warnings.filterwarnings("ignore", message=".*not writable.*")
                 tensor = torch.from_numpy(snapshots)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"snapshots: expected float16, float32 or float64, got an array of "
-                f"{snapshots.dtype}; convert it with snapshots.astype(numpy.float64)"
+                f"{snapshots.dtype}; convert it with numpy.ascontiguousarray(snapshots, float)"
             ) from error
     elif isinstance(snapshots, Tensor):
-        tensor = snapshots.detach()
+        tensor = snapshots.detach().resolve_neg()
     else:
         raise ConfigError(
             f"snapshots: expected a torch tensor or numpy array (m, n), "
@@ -188,7 +219,9 @@ def _current(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, center: bool) -> Tensor:
+def snapshot_gram(
+    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, increments: bool
+) -> Tensor:
     """Gram matrices of the blocks' snapshots, (len(blocks), m, m) float64 on their device."""
     device, m = snapshots.device, snapshots.shape[0]
     grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device=device)
@@ -199,7 +232,7 @@ def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, cente
             _addresses(arrays),
             own.data_ptr(),
             len(blocks),
-            center,
+            increments,
             grams.data_ptr(),
             torch.get_num_threads(),
             device.type == "cuda",
@@ -209,14 +242,14 @@ def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, cente
 
 
 def snapshot_svd(
-    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, center: bool, method: str = "gram"
+    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, increments: bool, method: str = "gram"
 ) -> tuple[Tensor, Tensor]:
     """Thin SVD of each block's snapshots, tall-skinny: what a fit needs of the n_b weights.
 
-    With E (m, n_b) the block's snapshots, minus the last one if ``center``, and E^T = Q S V^T:
-    the singular values (len(blocks), m), zero from s = min(m, n_b) on, and the coordinates S V^T
-    in the first s rows of (len(blocks), m, m); both float64, CPU. A block with a non-finite weight
-    has NaN in both.
+    With E (m, n_b) the block's snapshots, or their ``increments`` and a last row of zeros, and
+    E^T = Q S V^T: the singular values (len(blocks), m), zero from s = min(m, n_b) on, and the
+    coordinates S V^T in the first s rows of (len(blocks), m, m); both float64, CPU. A block with a
+    non-finite weight has NaN in both.
 
     ``method="gram"`` reads the snapshots once, and is exact down to about 1e-8 of the largest
     singular value; ``"qr"`` (TSQR, Demmel et al. 2012, on the CPU) down to 1e-15, for about four
@@ -227,7 +260,7 @@ def snapshot_svd(
     threads = torch.get_num_threads()
     if method == "gram":
         source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
-        coordinates = snapshot_gram(source, table, blocks, center=center).cpu()
+        coordinates = snapshot_gram(source, table, blocks, increments=increments).cpu()
         sizes = table.sizes[blocks]
         _native.gram_svd(
             coordinates.data_ptr(), sizes.data_ptr(), count, m, sigma.data_ptr(), threads
@@ -240,7 +273,7 @@ def snapshot_svd(
         _addresses(arrays),
         blocks.data_ptr(),
         count,
-        center,
+        increments,
         coordinates.data_ptr(),
         sigma.data_ptr(),
         threads,
@@ -256,26 +289,22 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     capacity = rank_capacity(options, m, table.sizes)
     count = len(capacity)
 
-    def offsets(sizes: Tensor) -> tuple[Tensor, int]:
-        ends = sizes.cumsum(0)
-        return ends - sizes, int(ends[-1])
-
-    vector_offsets, vectors = offsets(capacity)
-    matrix_offsets, matrices = offsets(capacity**2)
-    lift_offsets, lifts = offsets(rows * capacity)
+    vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
+    lifts = int((rows * capacity).sum())
     real, pairs = torch.float64, torch.complex128
     fitted = FittedBlocks(
         dual=dual,
         rows=rows,
         capacity=capacity,
-        vector_offsets=vector_offsets,
-        matrix_offsets=matrix_offsets,
-        lift_offsets=lift_offsets,
+        vector_offsets=_starts(capacity),
+        matrix_offsets=_starts(capacity**2),
+        lift_offsets=_starts(rows * capacity),
         status=torch.empty(count, dtype=torch.int32),
         rank=torch.zeros(count, dtype=torch.int64),
         diagonal=torch.empty(count, dtype=torch.int32),
         hindcast_error=torch.empty(count, dtype=real),
         singular_values=torch.empty(vectors, dtype=real),
+        singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))),
         operators=torch.empty(matrices, dtype=real),
         start=torch.empty(vectors, dtype=real),
         lifts=torch.empty(lifts, dtype=real),
@@ -284,34 +313,46 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         amplitudes=torch.empty(vectors, dtype=pairs),
     )
     arrays = table.to(torch.device("cpu"))
-    for form in (True, False):
-        blocks = torch.nonzero(dual == form).flatten()
-        if len(blocks) == 0:
-            continue
-        coordinates = torch.empty(0, dtype=real)
-        source = snapshots
-        if form:
-            # The dual form never looks at the snapshots again: only their shape is passed on.
+    host = snapshots.cpu() if not bool(dual.all()) else snapshots
+    # Coordinates of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
+    batch = max(1, _PASS_BYTES // (8 * m * m))
+    dual_blocks = torch.nonzero(dual).flatten()
+    for blocks in torch.split(dual_blocks, batch):
+        if len(blocks) > 0:
             _, coordinates = snapshot_svd(
-                snapshots, table, blocks, center=options.increments, method=options.method
+                snapshots, table, blocks, increments=options.increments, method=options.method
             )
-        else:
-            source = snapshots.cpu()
-        own, addresses = fitted.selected(blocks)
-        _native.operator_fit(
-            _view(source),
-            _addresses(arrays),
-            blocks.data_ptr(),
-            len(blocks),
-            form,
-            coordinates.data_ptr(),
-            packed_options(options),
-            addresses,
-            torch.get_num_threads(),
-        )
-        for name in FittedBlocks._RESULTS:
-            getattr(fitted, name)[blocks] = own[name]
-    return fitted
+            _fit_blocks(snapshots, arrays, blocks, True, coordinates, options, fitted)
+    blocks = torch.nonzero(~dual).flatten()
+    if len(blocks) > 0:
+        _fit_blocks(host, arrays, blocks, False, torch.empty(0, dtype=real), options, fitted)
+    return fitted.repacked()
+
+
+def _fit_blocks(
+    source: Tensor,
+    arrays: tuple[Tensor, ...],
+    blocks: Tensor,
+    dual: bool,
+    coordinates: Tensor,
+    options: FitOptions,
+    fitted: FittedBlocks,
+) -> None:
+    """Fit some blocks of one form. The dual form looks at the shape of `source` alone."""
+    own, addresses = fitted.selected(blocks)
+    _native.operator_fit(
+        _view(source),
+        _addresses(arrays),
+        blocks.data_ptr(),
+        len(blocks),
+        dual,
+        coordinates.data_ptr(),
+        packed_options(options),
+        addresses,
+        torch.get_num_threads(),
+    )
+    for name in FittedBlocks._RESULTS:
+        getattr(fitted, name)[blocks] = own[name]
 
 
 def operator_power(
@@ -320,9 +361,8 @@ def operator_power(
     """Values, their offsets a block, and the bases (len(blocks), k), as operator_power.h says."""
     k = len(horizons)
     rows = fitted.rows[blocks]
-    sizes = rows * k
-    value_offsets = sizes.cumsum(0) - sizes
-    values = torch.empty(int(sizes.sum()), dtype=torch.float64)
+    value_offsets = _starts(rows * k)
+    values = torch.empty(int(rows.sum()) * k, dtype=torch.float64)
     base = torch.empty((len(blocks), k), dtype=torch.float64)
     # `own` must outlive the call: it owns the memory behind the addresses.
     own, addresses = fitted.selected(blocks)
@@ -401,20 +441,28 @@ def _combine(
         )
 
 
-def check_horizons(horizons: Sequence[float] | float) -> list[float]:
+def check_horizons(horizons: ArrayLike) -> list[float]:
     """Horizons as floats >= 0, in recorded intervals.
 
     Raises:
-        ConfigError: empty, negative or NaN.
+        ConfigError: no number or sequence of numbers, empty, negative, NaN, or finite and beyond
+            2**53.
     """
-    values = [horizons] if isinstance(horizons, (int, float)) else list(horizons)
-    result = [float(h) for h in values]
+    try:
+        if isinstance(horizons, str):
+            raise TypeError
+        result = [float(h) for h in np.atleast_1d(np.asarray(horizons, dtype=object))]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"horizons: expected a number of recorded intervals or a sequence of them, "
+            f"got {horizons!r}"
+        ) from error
     if not result:
         raise ConfigError("horizons: expected at least one, got none")
     for h in result:
-        if math.isnan(h) or h < 0:
+        if math.isnan(h) or h < 0 or _FARTHEST < h < math.inf:
             raise ConfigError(
-                f"horizons: expected numbers >= 0 of recorded intervals (0 is the last snapshot, "
-                f"math.inf the limit), got {h}"
+                f"horizons: expected numbers from 0 (the last snapshot) to 2**53 recorded "
+                f"intervals, or math.inf for the limit, got {h}"
             )
     return result

@@ -32,10 +32,9 @@ OK, STILL, NON_FINITE = 0, 1, 2
 
 # An eigenbasis worse conditioned than this loses more digits than repeated squaring does.
 EIGENBASIS_CONDITION_LIMIT = 1e6
-# Eigenvalues this near to 1 count as 1 where a limit is asked for.
+# Eigenvalues this near to 1, and moduli this near to the unit circle, count as being there where a
+# limit is asked for: rounding must not decide whether it exists.
 UNIT_EIGENVALUE_TOLERANCE = 1e-9
-# A mode that decays faster than this in one interval has no fractional power worth having.
-ZERO_EIGENVALUE = 1e-12
 # Singular values below this share of the largest are noise: the Gram matrix squares the condition
 # number, so half the digits of a double are gone; the QR form keeps them all but the last few.
 DEFAULT_TOLERANCE = {"gram": 1e-7, "qr": 1e-13}
@@ -66,14 +65,14 @@ def gather(snapshots: Tensor, segments: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat(columns, dim=1).to(torch.float64)
 
 
-def snapshot_svd(states: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
+def snapshot_svd(states: Tensor, *, increments: bool) -> tuple[Tensor, Tensor]:
     """Singular values (s,) and coordinates N (s, m) of a block's snapshots, s = min(m, n_b).
 
-    N = S V^T of the thin SVD  E^T = Q S V^T, where the rows of E are the snapshots (m, n_b), minus
-    the last one if `center`. N carries every inner product of the snapshots, N^T N = E E^T, and is
-    all that a fit needs of the n_b weights.
+    N = S V^T of the thin SVD  E^T = Q S V^T, where the rows of E are the snapshots (m, n_b), or
+    their increments and a last row of zeros. N carries every inner product of the rows,
+    N^T N = E E^T, and is all that a fit needs of the n_b weights.
     """
-    rows = states - states[-1] if center else states
+    rows = torch.diff(states, dim=0, append=states[-1:]) if increments else states
     _, sigma, vt = torch.linalg.svd(rows.T, full_matrices=False)
     return sigma, sigma[:, None] * vt
 
@@ -96,6 +95,7 @@ class _Reduced:
     operator: Tensor  # (k, k)
     start: Tensor  # (k,)
     lift: Tensor  # (n_b, k): the newest o_t of every column
+    basis: Tensor  # (n_b, k): Q, its newest o_t
 
 
 def _least_squares(h: Tensor, n_b: int, limit: int, tolerance: float, symmetric: bool) -> _Reduced:
@@ -112,7 +112,7 @@ def _least_squares(h: Tensor, n_b: int, limit: int, tolerance: float, symmetric:
         s2 = sigma_k**2
         operator = (sigma_k[:, None] * c.T + c * sigma_k) / (s2[:, None] + s2)
         image = q_k @ operator
-    return _Reduced(sigma, operator, q_k.T @ h[-1], image[:n_b])
+    return _Reduced(sigma, operator, q_k.T @ h[-1], image[:n_b], q_k[:n_b])
 
 
 def candidate_ranks(limit: int) -> list[int]:
@@ -122,7 +122,14 @@ def candidate_ranks(limit: int) -> list[int]:
 
 
 def hindcast(
-    h: Tensor, n_b: int, limit: int, tolerance: float, symmetric: bool, observables: str
+    h: Tensor,
+    n_b: int,
+    limit: int,
+    tolerance: float,
+    *,
+    symmetric: bool = False,
+    observables: str = "increments",
+    unstable: str = "keep",
 ) -> tuple[int, float]:
     """The rank that predicts the last third of the window best from the first two, and its error.
 
@@ -143,9 +150,14 @@ def hindcast(
         return best_rank, best_error
     for rank in candidate_ranks(fitted.operator.shape[0]):
         a, y = fitted.operator[:rank, :rank], fitted.start[:rank]
+        # A self-adjoint image mixes all columns of A: cut to the rank, it is built again.
+        lift = fitted.basis[:, :rank] @ a if symmetric else fitted.lift[:, :rank]
+        if unstable == "clip":  # what is judged is what will predict
+            p = shrinker(a)
+            a, lift = a @ p, lift @ p
         rows = []
         for _ in range(truth.shape[0]):
-            rows.append(fitted.lift[:, :rank] @ y)
+            rows.append(lift @ y)
             y = a @ y
         predicted = torch.stack(rows)
         predicted = predicted - h[split, :n_b] if observables == "state" else predicted.cumsum(0)
@@ -202,7 +214,9 @@ def fit_block(
     limit = rank if isinstance(rank, int) else min(h.shape[0] - 1, h.shape[1])
     error = math.nan
     if rank == "auto":
-        limit, error = hindcast(h, n_b, limit, cut, symmetric, observables)
+        limit, error = hindcast(
+            h, n_b, limit, cut, symmetric=symmetric, observables=observables, unstable=unstable
+        )
     reduced = _least_squares(h, n_b, limit, cut, symmetric)
     operator, lift = reduced.operator, reduced.lift
     if operator.shape[0] == 0:
@@ -228,7 +242,7 @@ def fit_block(
 def geometric_sum(values: Tensor, horizon: float) -> Tensor:
     """1 + lambda + ... + lambda^(T-1) = (lambda^T - 1) / (lambda - 1), for any real T >= 0."""
     if math.isinf(horizon):
-        inside = (values.abs() < 1) & ((values - 1).abs() > UNIT_EIGENVALUE_TOLERANCE)
+        inside = values.abs() < 1 - UNIT_EIGENVALUE_TOLERANCE
         return torch.where(inside, 1 / (1 - values), torch.full_like(values, math.nan))
     near_one = (values - 1).abs() < 1e-5
     far = torch.where(near_one, torch.zeros_like(values), values)
@@ -242,24 +256,20 @@ def geometric_sum(values: Tensor, horizon: float) -> Tensor:
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:
-    """lambda^(T-1), principal branch, without the modes that are gone at once."""
+    """lambda^(T-1), principal branch, for T >= 1."""
     if math.isinf(exponent):
         one = (values - 1).abs() <= UNIT_EIGENVALUE_TOLERANCE
-        none = (values.abs() >= 1) & ~one
+        none = (values.abs() >= 1 - UNIT_EIGENVALUE_TOLERANCE) & ~one
         limit = one.to(values.dtype)
         return torch.where(none, torch.full_like(limit, math.nan), limit)
-    if exponent == 0:
-        return torch.ones_like(values)
-    gone = values.abs() <= ZERO_EIGENVALUE
-    safe = torch.where(gone, torch.ones_like(values), values)
-    return torch.where(gone, torch.zeros_like(values), safe**exponent)
+    return torch.ones_like(values) if exponent == 0 else values**exponent
 
 
 def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
     """f_T(A) z without an eigenbasis: whole horizons by squaring, others linear in between."""
     a, z = fit.operator, fit.start
     if math.isinf(horizon):
-        if float(fit.eigenvalues.abs().max()) >= 1:
+        if float(fit.eigenvalues.abs().max()) >= 1 - UNIT_EIGENVALUE_TOLERANCE:
             return torch.full_like(z, math.nan)
         if fit.observables == "state":
             return torch.zeros_like(z)
@@ -267,7 +277,7 @@ def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
         return limit
     low = math.floor(horizon)
     if fit.observables == "state":
-        whole: Tensor = torch.linalg.matrix_power(a, max(low, 1) - 1) @ z
+        whole: Tensor = torch.linalg.matrix_power(a, low - 1) @ z
         step = a @ whole
     else:
         # [[A, z], [0, 1]]^T holds (I + A + ... + A^(T-1)) z in its last column.
@@ -291,14 +301,14 @@ def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
             rows.append(fit.last)
             continue
         state = fit.observables == "state"
+        if state and horizon < 1:
+            # The power lambda^(T-1) of a fast mode grows without bound towards T = 0.
+            rows.append(fit.last + horizon * (fit.lift @ fit.start - fit.last))
+            continue
         if usable:
             amplitudes = torch.linalg.solve(vectors, fit.start.to(vectors.dtype))
             factor = _power(values, horizon - 1) if state else geometric_sum(values, horizon)
             y = (vectors @ (factor * amplitudes)).real
-        elif state and horizon < 1:
-            # Between now and one interval there is no operator power to interpolate from.
-            rows.append(fit.last + horizon * (fit.lift @ fit.start - fit.last))
-            continue
         else:
             y = _by_squaring(fit, horizon)
         rows.append(fit.lift @ y if state else fit.last + fit.lift @ y)

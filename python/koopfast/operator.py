@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from koopfast import _ops
@@ -33,7 +32,7 @@ class KoopmanOperator:
         observables: "state" or "increments".
         status: int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do
             not move, or no operator predicts them better than standing still), 2 a snapshot of
-            the block is not finite.
+            the block is not finite, or so large that its square overflows.
         rank: int64, (n_blocks,).
         hindcast_error: float64, (n_blocks,): relative error of the displacement predicted for the
             window's last third from its first two; 1 where standing still did best, NaN where no
@@ -89,12 +88,14 @@ class KoopmanOperator:
             delays: q >= 1 consecutive observables in one (Hankel DMD); momentum needs q >= 2.
             symmetric: fit a self-adjoint operator (symmetric Procrustes, Higham 1988): real
                 spectrum, as the gradient flow of a loss has near a minimum.
-            method: "gram" squares the snapshots into Gram matrices, summed in double: one read of
-                the snapshots, and directions below about 1e-8 of the largest are lost. "qr" works
-                on orthogonal factors (TSQR), exact to about 1e-15, for about four times the work.
+            method: "gram" squares the observables into Gram matrices, summed in double: one read
+                of the snapshots, and directions below about 1e-7 of the largest are lost. "qr"
+                works on orthogonal factors (TSQR, Demmel et al. 2012), exact to about 1e-15, for
+                several times the work.
             unstable: "clip" moves eigenvalues from outside the unit circle onto it, so that no
-                prediction grows exponentially; "keep" leaves the least-squares operator as it is
-                (the paper's).
+                prediction grows exponentially (where a block's eigenbasis is ill-conditioned, all
+                of its operator is scaled by the spectral radius instead); "keep" leaves the
+                least-squares operator as it is (the paper's).
 
         Raises:
             ConfigError: an argument is none of the above, the partition does not fit the
@@ -140,22 +141,24 @@ class KoopmanOperator:
             )
         return cls(states, partition, options)
 
-    def predict(self, horizons: Sequence[float] | float, *, out: Tensor | None = None) -> Tensor:
+    def predict(self, horizons: ArrayLike, *, out: Tensor | None = None) -> Tensor:
         """Weights at each horizon, (len(horizons), n), in the snapshots' dtype and on their device.
 
         Args:
-            horizons: recorded intervals after the last snapshot (steps = horizon x stride). 0 is
-                the last snapshot itself, to the last bit; fractions take the principal power,
-                ``math.inf`` the limit.
-            out: a tensor of that shape, dtype and device to write to, with contiguous rows.
+            horizons: one or several numbers of recorded intervals after the last snapshot (steps =
+                horizon x stride), at most 2**53. 0 is the last snapshot itself, to the last bit;
+                fractions take the principal power, ``math.inf`` the limit.
+            out: a tensor of that shape, dtype and device to write to, with contiguous rows and
+                memory of its own.
 
-        Whole blocks are NaN where a snapshot was not finite, and at ``math.inf`` where there is no
-        limit: an eigenvalue on or outside the unit circle (for "state" 1 itself is a limit).
-        Fractional horizons of a block without a well-conditioned eigenbasis are linear between
-        the whole ones.
+        Whole blocks are NaN where a snapshot was not finite, at ``math.inf`` where there is no
+        limit (an eigenvalue within 1e-9 of the unit circle or outside; for "state" and a block
+        with a well-conditioned eigenbasis, 1 itself is a limit), and where a power overflows.
+        Fractional horizons are linear between the whole ones in a block without a
+        well-conditioned eigenbasis, and for "state" up to the first interval.
 
         Raises:
-            ConfigError: a horizon is negative or NaN, or ``out`` does not fit.
+            ConfigError: a horizon is negative, NaN or too large, or ``out`` does not fit.
         """
         wanted = _ops.check_horizons(horizons)
         shape, like = (len(wanted), self.n), self._snapshots
@@ -168,6 +171,10 @@ class KoopmanOperator:
             )
         elif (self.n > 1 and out.stride(1) != 1) or (len(out) > 1 and out.stride(0) < self.n):
             raise ConfigError(f"out: expected contiguous rows, got strides {out.stride()}")
+        elif out.requires_grad or out.is_neg():
+            raise ConfigError("out: expected a plain tensor; pass out.detach() or a new one")
+        elif out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr():
+            raise ConfigError("out: it shares its memory with the snapshots; pass a new tensor")
         _ops.predict(
             like, self._table, self._fitted, wanted, out, increments=self.observables != "state"
         )
@@ -196,8 +203,8 @@ class KoopmanOperator:
             names = self.partition.names
             which = f" ({names[first]})" if names is not None else ""
             return (
-                f"the snapshots of {len(bad)} of {self.n_blocks} blocks are not finite, the first "
-                f"of them block {first}{which}"
+                f"the snapshots of {len(bad)} of {self.n_blocks} blocks are not finite (or their "
+                f"squares overflow), the first of them block {first}{which}"
             )
         if self.still:
             return "no block moves in a way that any operator predicts"
@@ -209,7 +216,8 @@ class KoopmanOperator:
 
         They are per recorded interval, after clipping where asked for.
         """
-        return self._fitted.packed_of("eigenvalues", self.rank)
+        fitted = self._fitted
+        return fitted.eigenvalues[_ops.ragged(fitted.vector_offsets, self.rank)]
 
     def eigenvalues_of(self, block: int) -> Tensor:
         """Eigenvalues of one block, (rank,) complex128."""
@@ -222,12 +230,12 @@ class KoopmanOperator:
 
         Each block has as many as its rank can be at most (see :meth:`singular_values_of`).
         """
-        return self._fitted.packed_of("singular_values", self._fitted.capacity)
+        return self._fitted.singular_values
 
     def singular_values_of(self, block: int) -> Tensor:
         """The leading singular values of a block's observables, descending, float64."""
-        start = int(self._fitted.vector_offsets[block])
-        return self._fitted.singular_values[start : start + int(self._fitted.capacity[block])]
+        first, end = self._fitted.singular_offsets[block : block + 2].tolist()
+        return self._fitted.singular_values[first:end]
 
     def __repr__(self) -> str:
         still = int((self.status == STILL).sum())

@@ -68,7 +68,8 @@ void check_half(int exponent_bits, int mantissa_bits, const char* name) {
 
 void check_spectral_factors() {
   using Long = std::complex<long double>;
-  const double moduli[] = {0.0, 1e-3, 0.5, 0.999, 1 - 1e-9, 1.0, 1.01};
+  const double moduli[] = {0.0,  1e-14, 1e-9,  1e-8,     1e-7, 1e-5,
+                           1e-3, 0.5,   0.999, 1 - 1e-9, 1.0,  1.01};
   for (const double modulus : moduli)
     for (const double angle : {0.0, 1e-6, 0.7, 3.14159})
       for (const int horizon : {1, 2, 3, 17, 1000}) {
