@@ -274,3 +274,10 @@ def test_the_check_reads_no_weights() -> None:
     with torch.autograd.profiler.profile() as profile:
         vector.check_unchanged(model)
     assert [event.name for event in profile.function_events] == []
+
+
+def test_a_compiled_model_names_its_parameters_as_the_plain_one_does() -> None:
+    model = nn.Linear(3, 2)
+    compiled = torch.compile(model)
+    assert [name for name, _ in trainable_parameters(compiled)] == ["weight", "bias"]
+    ParameterVector(trainable_parameters(compiled)).check_unchanged(compiled)

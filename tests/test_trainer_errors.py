@@ -401,3 +401,136 @@ def test_an_optimizer_without_hooks_cannot_be_attached_to() -> None:
     trainer = KoopmanTrainer(model, Bare(list(model.parameters())))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Bare has no register_step_post_hook"):
         trainer.attach()
+
+
+# What a probe must not do
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("then", ["returns", "raises"])
+def test_a_probe_that_steps_the_optimizer_is_stopped_before_anything_is_written(
+    attached: bool, then: str
+) -> None:
+    run = smooth_run("adam")
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+
+    def probe() -> Tensor:
+        with torch.enable_grad():
+            run.loss().backward()
+        run.optimizer.step()
+        if then == "raises":
+            raise LookupError
+        return run.loss()
+
+    if attached:
+        trainer.attach(probe)
+    for _ in range(5):
+        run.step()
+        if not attached:
+            trainer.after_step(probe)
+    if attached:
+        # The sixth step ends in the jump: compare with a twin whose trainer only watches.
+        twin = smooth_run("adam")
+        for _ in range(6):
+            twin.step()
+        before = everything(twin)
+        del before["gradient ids"]
+        with pytest.raises(ConfigError, match="must only compute the loss"):
+            run.step()
+        after = everything(run)
+        del after["gradient ids"]
+    else:
+        run.step()
+        before = everything(run)
+        with pytest.raises(ConfigError, match="must only compute the loss"):
+            trainer.after_step(probe)
+        after = everything(run)
+    assert_same(after, before)
+    trainer.detach()
+    run.train(trainer, 6)  # the hook that stopped it is gone
+    assert trainer.history.jumps
+
+
+def test_a_probe_that_calls_the_trainer_is_told_so() -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    calls: list[Callable[[], object]] = [
+        lambda: trainer.after_step(run.loss),
+        lambda: trainer.jump_now(run.loss),
+        trainer.rollback,
+        lambda: trainer.load_state_dict(trainer.state_dict()),
+    ]
+    for call in calls:
+        run.train(trainer, 5)
+        run.step()
+        with pytest.raises(ConfigError, match="called the trainer"):
+            trainer.after_step(call)
+
+
+@pytest.mark.parametrize("name", ["after_step", "attach", "jump_now"])
+def test_a_probe_that_is_a_loss_is_refused_at_once(name: str) -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    run.step()
+    with pytest.raises(ConfigError, match=r"got Tensor; write probe=lambda"):
+        getattr(trainer, name)(run.loss())
+
+
+def test_an_interrupt_leaves_autograd_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+
+    def interrupted(*_: object) -> None:
+        torch.set_grad_enabled(False)  # as an interrupt between the lines of torch.no_grad does
+        raise KeyboardInterrupt
+
+    run.train(trainer, 5)
+    for target, call in (
+        ("koopfast.snapshots.SnapshotBuffer.record", lambda: trainer.after_step(run.loss)),
+        ("koopfast.guard.Guard.judge", lambda: trainer.jump_now(run.loss)),
+    ):
+        run.train(trainer, 4)
+        run.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(target, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        assert torch.is_grad_enabled()
+
+
+def test_an_error_while_recording_restarts_the_window() -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    run.train(trainer, 3)
+    first = next(run.model.parameters())
+    first.requires_grad_(False)
+    with pytest.raises(ParameterChangedError):
+        trainer.after_step(run.loss)
+    first.requires_grad_(True)
+    assert trainer._snapshots.count == 0  # no unequal interval inside a window
+
+
+@pytest.mark.parametrize("how", ["unfrozen", "added"])
+def test_a_parameter_trained_only_later_is_named_once(how: str) -> None:
+    run = smooth_run()
+    last = run.model[2].weight  # type: ignore[index]
+    if how == "unfrozen":
+        last.requires_grad_(False)
+    else:
+        rest = [p for p in run.model.parameters() if p is not last]
+        run.optimizer = torch.optim.SGD(rest, lr=0.05)
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    if how == "unfrozen":
+        last.requires_grad_(True)
+    else:
+        run.optimizer.add_param_group({"params": [last]})
+    with pytest.warns(KoopmanWarning, match=r"parameter '2\.weight' is trained now") as caught:
+        run.train(trainer, 12)
+    assert len(caught) == 1
+
+
+def test_fit_wants_a_scalar_loss() -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    with pytest.raises(ConfigError, match=r"loss_fn: expected a scalar tensor, got \(20, 1\)"):
+        trainer.fit([(run.x, run.y)], nn.MSELoss(reduction="none"))

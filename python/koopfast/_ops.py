@@ -173,10 +173,11 @@ def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
             f"snapshots: expected a torch tensor or numpy array (m, n), "
             f"got {type(snapshots).__name__}"
         )
-    if tensor.layout != torch.strided or tensor.dtype not in _DTYPE_CODES:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPE_CODES:
+        kind = "" if tensor.layout == torch.strided else f"{tensor.layout} "
         raise ConfigError(
             f"snapshots: expected a dense float16, bfloat16, float32 or float64 tensor, "
-            f"got {tensor.layout} {tensor.dtype}"
+            f"got {kind}{tensor.dtype} on {tensor.device}"
         )
     if tensor.dim() != 2:
         raise ConfigError(

@@ -48,7 +48,13 @@ def run(
             for batch in loader:
                 x, y = _pair(batch, device)
                 optimizer.zero_grad()
-                loss = loss_fn(model(x), y)
+                loss: Any = loss_fn(model(x), y)
+                if not isinstance(loss, Tensor) or loss.numel() != 1:
+                    came = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                    raise ConfigError(
+                        f"loss_fn: expected a scalar tensor, got {came}; reduce it, for example "
+                        "with .mean()"
+                    )
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 mean.add(loss)

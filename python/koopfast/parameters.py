@@ -44,7 +44,7 @@ def trainable_parameters(
         >>> [name for name, _ in trainable_parameters(nn.Linear(3, 2))]
         ['weight', 'bias']
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(_plain(name), p) for name, p in model.named_parameters() if p.requires_grad]
     if optimizer is not None:
         stepped = _optimizer_parameter_ids(model, optimizer)
         named = [(name, p) for name, p in named if id(p) in stepped]
@@ -61,6 +61,11 @@ def trainable_parameters(
         )
     _check_one_device(named)
     return named
+
+
+def _plain(name: str) -> str:
+    """The name without what torch.compile puts into it: a checkpoint serves both models."""
+    return name.replace("_orig_mod.", "")
 
 
 def as_named(
@@ -223,7 +228,8 @@ class ParameterVector:
         if [_signature(p) for p in self.parameters] != self._expected:
             self._raise_changed()
         if model is not None:
-            current = dict(model.named_parameters(remove_duplicate=False))
+            everything = model.named_parameters(remove_duplicate=False)
+            current = {_plain(name): p for name, p in everything}
             for name, p in zip(self.names, self.parameters, strict=True):
                 if current.get(name) is not p:
                     what = "another parameter object" if name in current else "none"

@@ -109,6 +109,7 @@ class KoopmanTrainer:
         self._hook: RemovableHandle | None = None
         self._hook_probe: Probe | None = None
         self._fitting = False
+        self._jumping = False
 
     def __repr__(self) -> str:
         c = self.history.counters
@@ -127,15 +128,16 @@ class KoopmanTrainer:
             probe: returns the loss to judge a jump by, as a float or a tensor with one element;
                 called only when the window is full, with the weights under trial in the model.
                 What it disturbs (gradients, buffers, train/eval modes, global random streams) is
-                put back after each call. With ``guard="finite"`` it is not needed.
+                put back after each call; of another network that it calls, nothing is. It must
+                not step the optimizer. With ``guard="finite"`` it is not needed.
 
         Returns:
             What became of the jump, if the window was full; otherwise None.
 
         Raises:
             ParameterChangedError: a parameter was resized, moved, cast, frozen or replaced.
-            ConfigError: the probe returned no scalar, or the trainer is attached (the optimizer
-                then makes this call).
+            ConfigError: the probe cannot be called, returned no scalar or took an optimizer step,
+                or the trainer is attached (the optimizer then makes this call).
             Exception: whatever the probe raises. In each case weights, gradients, buffers, random
                 streams and optimizer state are as before the call and the window restarts.
         """
@@ -144,14 +146,16 @@ class KoopmanTrainer:
                 "after_step: the trainer is attached, so optimizer.step() makes this call; pass "
                 "the probe to attach(probe=...), or detach() first"
             )
+        _check_probe(probe)
         return self._after_step(probe)
 
     def attach(self, probe: Probe | None = None) -> None:
         """Let ``optimizer.step()`` call :meth:`after_step`; a second call replaces the probe.
 
         Raises:
-            ConfigError: the optimizer has no step post-hooks.
+            ConfigError: the optimizer has no step post-hooks, or the probe cannot be called.
         """
+        _check_probe(probe)
         if self._hook is None:
             if not hasattr(self._optimizer, "register_step_post_hook"):
                 raise ConfigError(
@@ -184,6 +188,17 @@ class KoopmanTrainer:
             self._after_step(self._hook_probe)
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
+        self._refuse_reentry()
+        with_gradients = torch.is_grad_enabled()
+        try:
+            return self._count_step(probe)
+        except BaseException:
+            # An interrupt may strike inside a switch of autograd's mode and leave it switched.
+            torch.set_grad_enabled(with_gradients)
+            self._restart_window()
+            raise
+
+    def _count_step(self, probe: Probe | None) -> JumpRecord | None:
         counters = self.history.counters
         counters.optimizer_steps += 1
         if not self._enabled:
@@ -218,6 +233,8 @@ class KoopmanTrainer:
         Raises:
             ConfigError: too few snapshots for a fit, or no probe though the guard needs one.
         """
+        self._refuse_reentry()
+        _check_probe(probe)
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
@@ -227,7 +244,12 @@ class KoopmanTrainer:
                 f"jump_now: expected at least {least} recorded snapshots, got "
                 f"{self._snapshots.count}; take more optimizer steps first"
             )
-        return self._jump(probe)
+        with_gradients = torch.is_grad_enabled()
+        try:
+            return self._jump(probe)
+        except BaseException:
+            torch.set_grad_enabled(with_gradients)
+            raise
 
     def rollback(self) -> None:
         """Undo the last accepted jump and every step since.
@@ -239,6 +261,7 @@ class KoopmanTrainer:
             KoopfastError: no jump was accepted, or the last one was rolled back already.
             ParameterChangedError: a parameter is no longer what it was.
         """
+        self._refuse_reentry()
         if self._rollback is None:
             raise KoopfastError(
                 "rollback: there is no accepted jump to undo (one at most can be, and loading a "
@@ -252,11 +275,19 @@ class KoopmanTrainer:
 
     def _jump(self, probe: Probe | None) -> JumpRecord:
         """One attempt, all or nothing: an exception leaves everything as it was before it."""
-        history = HistoryMark(self.history)
+        history: HistoryMark | None = None
         savepoint: Savepoint | None = None
         optimizer_state: OptimizerState | None = None
+        step_guard: RemovableHandle | None = None
+        self._jumping = True
         try:
+            history = HistoryMark(self.history)
             self._parameters.check_unchanged(self._model)
+            if hasattr(self._optimizer, "register_step_pre_hook"):
+                # A step of the probe's would write to the optimizer's state in place.
+                step_guard = self._optimizer.register_step_pre_hook(
+                    lambda *_: self._refuse_reentry()
+                )
             optimizer_state = OptimizerState(self._optimizer, copy=False)
             savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
             record = self._attempt(probe, savepoint)
@@ -265,12 +296,17 @@ class KoopmanTrainer:
                 rollback = self._settle(savepoint, optimizer_state)
             self.history.add_jump(record)
         except BaseException:
-            if savepoint is not None and optimizer_state is not None:
+            if savepoint is not None and optimizer_state is not None and history is not None:
                 restore_all(savepoint, optimizer_state, history)
             self._restart_window()
             raise
+        finally:
+            self._jumping = False
+            if step_guard is not None:
+                step_guard.remove()
         self._rollback = rollback
         self._restart_window()
+        self._warn_of_newcomers()
         if record.accepted:
             self._idle = self.config.cooldown
         elif record.kind != "no_gain":
@@ -318,6 +354,27 @@ class KoopmanTrainer:
         # Further steps will write to the state in place, so the way back needs copies.
         kept = OptimizerState(self._optimizer, copy=True)
         return savepoint.weights, savepoint.buffers, kept
+
+    def _refuse_reentry(self) -> None:
+        if self._jumping:
+            raise ConfigError(
+                "probe: it took an optimizer step or called the trainer in the middle of a jump; a "
+                "probe must only compute the loss, for example probe=lambda: loss_fn(model(x), y)"
+            )
+
+    def _warn_of_newcomers(self) -> None:
+        """Say it once if the optimizer now steps a parameter that jumps do not know."""
+        own = {id(p) for p in self._parameters.parameters}
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
+        new = [p for p in stepped if p.requires_grad and p.numel() > 0 and id(p) not in own]
+        if new:
+            name = names.get(id(new[0]), "(not in the model)")
+            self._warn(
+                "newcomer",
+                f"parameter '{name}' is trained now but was not when the KoopmanTrainer was made, "
+                "and is left out of its jumps; make a new KoopmanTrainer to include it",
+            )
 
     def _restart_window(self) -> None:
         self._snapshots.clear()
@@ -438,6 +495,7 @@ class KoopmanTrainer:
             CheckpointError: the state is malformed or belongs to another configuration or other
                 parameters (the message lists the differences). The trainer is left as it was.
         """
+        self._refuse_reentry()
         snapshots = self._new_buffer()
         loaded = _training_state.unpack(state, self.config, self._parameters, snapshots)
         self._parameters.check_unchanged(self._model)
@@ -528,6 +586,14 @@ def _check_arguments(model: Any, optimizer: Any, config: Any) -> None:
         raise ConfigError(
             f"config: expected a KoopmanConfig, got {type(config).__name__}; its fields can also "
             "be given by name, KoopmanTrainer(model, optimizer, window=16)"
+        )
+
+
+def _check_probe(probe: Any) -> None:
+    if probe is not None and not callable(probe):
+        raise ConfigError(
+            f"probe: expected a callable that returns the loss, got {type(probe).__name__}; write "
+            "probe=lambda: loss_fn(model(x), y)"
         )
 
 
