@@ -276,6 +276,7 @@ def test_the_check_reads_no_weights() -> None:
     assert [event.name for event in profile.function_events] == []
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it sets up
 def test_a_compiled_model_names_its_parameters_as_the_plain_one_does() -> None:
     model = nn.Linear(3, 2)
     compiled = torch.compile(model)
