@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 
 from koopfast import demo
 from koopfast.data import Mnist
+from koopfast.demo.figures import save_picture
 from koopfast.demo.race import OPTIMIZERS, race
-from koopfast.demo.results import text_table
+from koopfast.demo.results import TaskResult, save_results, text_table
 from koopfast.demo.stretch import measure_stretch
 from koopfast.demo.tasks import DigitsTask, OscillatorTask
 from koopfast.errors import ConfigError, KoopfastError
+from koopfast.report import Page, save_page
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,16 @@ def data_dir(digits: Mnist, tmp_path_factory: pytest.TempPathFactory) -> Path:
         header = bytes((0, 0, 8, tensor.ndim)) + np.array(tensor.shape, ">u4").tobytes()
         (folder / name).write_bytes(header + tensor.numpy().tobytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def short() -> TaskResult:
+    """A few steps with one optimizer."""
+    task = OscillatorTask(steps=40)
+    task.overrides = {"window": 5, "stride": 2}
+    result = race(task, "Adam")
+    stretch = measure_stretch(task, "Adam", result.middle, result.config, repeats=1)
+    return TaskResult(task, [result], [stretch])
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -179,6 +192,25 @@ def test_missing_package_says_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(KoopfastError, match=rf"{package}.*pip install 'koopfast\[demo\]'"):
         demo.run(parse("--quick", "--tasks", "oscillator", "--out", str(tmp_path / "out")))
+
+
+def test_what_the_demo_saves_appears_whole(
+    short: TaskResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves: dict[str, Callable[[Path], Path]] = {
+        "results.json": lambda path: save_results([], {}, [], path),
+        "report.png": lambda path: save_picture([short], path),
+        "report.html": lambda path: save_page(Page("", "", [], []), path),
+    }
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    for name, save in saves.items():
+        with pytest.raises(OSError, match="disk full"):
+            save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_text_table_lines_up() -> None:

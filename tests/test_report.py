@@ -160,6 +160,26 @@ def test_figure_follows_the_pages_colours_and_keeps_its_ids_apart() -> None:
     assert all(name.startswith("first-") for name in re.findall(r"url\(#([^)]*)\)", svg))
 
 
+def test_a_page_appears_whole_and_behind_links(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real.html", tmp_path / "link.html"
+    real.write_text("old")
+    link.symlink_to(real)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            report.write_trainer_report(history, KoopmanConfig(), link)
+    assert real.read_text() == "old"
+    report.write_trainer_report(history, KoopmanConfig(), link)
+    assert link.is_symlink()
+    assert "1,234" in outline(real).text
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_missing_package_says_what_to_install(
     package: str, tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from koopfast._files import write_whole
 from koopfast.errors import KoopfastError
 
 if TYPE_CHECKING:
@@ -169,7 +170,10 @@ class Page:
 def save_page(page: Page, path: str | os.PathLike[str]) -> Path:
     """Write the page as UTF-8 HTML, making its folder, and return where it is.
 
+    The file appears whole or not at all.
+
     Raises:
+        ConfigError: `path` is a folder, a device, a pipe or a socket.
         KoopfastError: jinja2 is not installed.
         OSError: the file cannot be written.
     """
@@ -182,10 +186,7 @@ def save_page(page: Page, path: str | os.PathLike[str]) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(environment.get_template("page.html.j2").render(page=page), encoding="utf-8")
-    return target
+    return write_whole(path, environment.get_template("page.html.j2").render(page=page).encode())
 
 
 @contextlib.contextmanager
@@ -256,6 +257,7 @@ def write_trainer_report(
         Where the page is.
 
     Raises:
+        ConfigError: `path` is a folder, a device, a pipe or a socket.
         KoopfastError: matplotlib or jinja2 is not installed (``pip install koopfast[plots]``).
         OSError: the file cannot be written.
     """

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import json
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from koopfast import _training_loop, _training_state
+from koopfast._files import check_file_name, write_whole
 from koopfast._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
 from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError, KoopfastError, KoopmanWarning
@@ -450,22 +450,24 @@ class KoopmanTrainer:
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write the history to ``path``: ``.json`` as data, any other suffix as a page.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all; a symbolic link is followed.
 
         Returns:
             The path written.
-        """
-        target = Path(path)
-        with _appearing_whole(target) as unfinished:
-            if target.suffix == ".json":
-                data = {"config": self.config.to_dict(), "history": self.history.to_dict()}
-                text = json.dumps(_jsonable(data), indent=1, allow_nan=False)
-                unfinished.write_text(text + "\n", encoding="utf-8")
-            else:
-                from koopfast.report import write_trainer_report
 
-                write_trainer_report(self.history, self.config, unfinished, self.operator)
-        return target
+        Raises:
+            ConfigError: ``path`` is a folder, a device, a pipe or a socket.
+            KoopfastError: a page needs matplotlib and jinja2, and one of them is not installed.
+            OSError: the file cannot be written.
+        """
+        check_file_name(path)
+        if Path(path).suffix == ".json":
+            data = {"config": self.config.to_dict(), "history": self.history.to_dict()}
+            text = json.dumps(_jsonable(data), indent=1, allow_nan=False)
+            return write_whole(path, f"{text}\n".encode())
+        from koopfast.report import write_trainer_report
+
+        return write_trainer_report(self.history, self.config, path, self.operator)
 
     # Saving and resuming
 
@@ -618,15 +620,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-@contextlib.contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write to; it takes target's place when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -6,11 +6,13 @@ Everything here runs inside :func:`koopfast.report.drawing_style`.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from koopfast._files import write_whole
 from koopfast.demo.race import RaceResult, Run
 from koopfast.demo.results import TaskResult, show_error
 from koopfast.demo.stretch import StretchResult
@@ -94,7 +96,11 @@ def draw_times(results: Sequence[TaskResult]) -> Drawing:
 
 
 def save_picture(results: Sequence[TaskResult], path: Path) -> Path:
-    """The report in one PNG: curves of every task, times, predicted weights."""
+    """The report in one PNG: curves of every task, times of the stretches and their errors.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     rows = len(results) + 1
     columns = max(len(result.races) for result in results)
     figure = new_figure(4.0 * columns, 3.3 * rows + 0.5)
@@ -117,8 +123,9 @@ def save_picture(results: Sequence[TaskResult], path: Path) -> Path:
     times.set_title("Time of a predicted stretch")
     _errors(errors, results)
     errors.set_title("Error of its weights")
-    figure.savefig(path, format="png", facecolor="white")
-    return path
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", facecolor="white")
+    return write_whole(path, picture.getvalue())
 
 
 def _curves(ax: Axes, race: RaceResult) -> None:

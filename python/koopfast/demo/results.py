@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koopfast._files import write_whole
 from koopfast.demo.race import RaceResult, Run
 from koopfast.demo.stretch import StretchResult
 from koopfast.demo.tasks import Task
@@ -110,7 +111,11 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) 
 def save_results(
     results: Sequence[TaskResult], settings: dict[str, Any], machine: Sequence[str], path: Path
 ) -> Path:
-    """Everything in the tables and curves, as JSON (a number that is not finite becomes null)."""
+    """Everything in the tables and curves, as JSON (a number that is not finite becomes null).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     content = {
         "settings": settings,
         "machine": list(machine),
@@ -129,8 +134,7 @@ def save_results(
         },
     }
     text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_whole(path, f"{text}\n".encode())
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files that appear whole or not at all, and only where a file belongs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from koopfast.errors import ConfigError
+
+
+def check_file_name(path: str | os.PathLike[str], argument: str = "path") -> None:
+    """Raise ConfigError if ``path`` leads to a folder, a device, a pipe or a socket."""
+    given = Path(path)
+    if given.is_dir():
+        raise ConfigError(f"{argument}: expected a file name, got the folder {str(given)!r}")
+    if given.exists() and not given.is_file():
+        raise ConfigError(
+            f"{argument}: expected a file name, got {str(given)!r}, which is not a regular file"
+        )
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write ``content`` to ``path``, making its folder, and return where it is.
+
+    It is written beside the file and then takes its place; of a symbolic link, the place of the
+    file that the link leads to.
+
+    Raises:
+        ConfigError: ``path`` leads to something that is not a file.
+        OSError: it cannot be written; what was there is still there.
+    """
+    check_file_name(path)
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Path(path)
