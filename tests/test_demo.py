@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +18,13 @@ import torch
 from koopfast import demo
 from koopfast.data import Mnist
 from koopfast.demo.figures import save_picture
+from koopfast.demo.page import demo_page
 from koopfast.demo.race import OPTIMIZERS, race
 from koopfast.demo.results import TaskResult, save_results, text_table
 from koopfast.demo.stretch import measure_stretch
 from koopfast.demo.tasks import DigitsTask, OscillatorTask
 from koopfast.errors import ConfigError, KoopfastError
-from koopfast.report import Page, save_page
+from koopfast.report import Page, Tiles, drawing_style, save_page
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +195,20 @@ def test_missing_package_says_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(KoopfastError, match=rf"{package}.*pip install 'koopfast\[demo\]'"):
         demo.run(parse("--quick", "--tasks", "oscillator", "--out", str(tmp_path / "out")))
+
+
+def test_the_page_counts_the_stretches_that_were_predicted_well(short: TaskResult) -> None:
+    (stretch,) = short.stretches
+    errors = (0.1, 0.49, 0.5, 1.0, math.nan)
+    stretches = [dataclasses.replace(stretch, error=error) for error in errors]
+    result = TaskResult(short.task, [*short.races] * len(errors), stretches)
+    with drawing_style():
+        glance = demo_page([result], {}, [], 0.0).sections[0]
+    (tiles,) = (item.tiles for item in glance.items if isinstance(item, Tiles))
+    assert (
+        "2 of 5",
+        "stretches predicted clearly better than standing still (error below 0.5)",
+    ) in tiles
 
 
 def test_what_the_demo_saves_appears_whole(

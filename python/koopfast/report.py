@@ -395,7 +395,7 @@ def draw_eigenvalues(operators: Sequence[tuple[str, KoopmanOperator]], name: str
     axes[0].set_ylabel("imaginary part")
     caption = (
         "Eigenvalues λ of the operator in the complex plane, all blocks together. On the circle a "
-        "motion goes on, inside it dies out; λ = 1 is a weight that keeps its pace."
+        "motion goes on, inside it dies out; an eigenvalue of 1 is a motion that keeps its pace."
     )
     if thinned:
         caption += f" An even choice of at most {_MOST_POINTS:,} is drawn."

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         heads = [*results.RUN_HEADS, result.task.outcome_label]
         print(f"\n{result.task.title}: {result.task.score_label}")
         print(results.text_table(heads, results.run_rows(result), words=2))
-        print("\nThe same steps by operator and by backpropagation")
+        print("\nAs many steps by operator and by backpropagation")
         print(results.text_table(results.STRETCH_HEADS, results.stretch_rows(result), words=1))
     print(
         f"\n{perf_counter() - begin:.0f} s in all\n"

@@ -54,8 +54,8 @@ def draw_solutions(result: TaskResult) -> Drawing:
     axes[0].legend(ncols=3, fontsize=8, loc="upper right")
     caption = (
         "The trained networks beside a Runge-Kutta solution, which none of them has seen. A wrong "
-        "phase late in the interval costs little residual, so the curves agree from the left on; "
-        "the table has the mean error of each."
+        "phase or amplitude late in the interval costs little residual, so the curves agree at the "
+        "left first; the table has the mean error of each."
     )
     return Drawing(to_svg(figure, f"{result.task.name}-solutions"), caption)
 
@@ -89,8 +89,9 @@ def draw_times(results: Sequence[TaskResult]) -> Drawing:
         "A stretch of the plain run, predicted by the operator and done by backpropagation. Left: "
         "time of each, the fit included (logarithmic scale; medians of turns taken in one "
         "process). Right: distance of the predicted weights from the true ones, relative to the "
-        "distance truly travelled. Minibatch noise is part of that distance, and no operator "
-        "foresees it: there a prediction can lower the loss at an error near 1."
+        "distance truly travelled. Minibatch noise and the optimizer's own oscillation "
+        "(Adadelta on the full batch) are part of that distance, and the operator foresees "
+        "neither: where they prevail, a prediction can lower the loss at an error near 1."
     )
     return Drawing(to_svg(figure, "times"), caption)
 
