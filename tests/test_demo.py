@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -181,11 +183,57 @@ def test_missing_digits_are_found_before_anything_is_trained(
 
 
 def test_bad_options_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--threads: expected 1 or more, got 0"):
-        demo.run(parse("--threads", "0", "--out", str(tmp_path)))
+    most = os.cpu_count() or 1
+    for threads in (0, most + 1, 100_000):
+        with pytest.raises(ConfigError, match=rf"--threads: expected 1 to {most}, .* {threads}$"):
+            demo.run(parse("--quick", "--threads", str(threads), "--out", str(tmp_path)))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--out: cannot make the folder"):
         demo.run(parse("--quick", "--out", str(tmp_path / "file" / "out")))
+    (tmp_path / "report.png").mkdir()
+    with pytest.raises(ConfigError, match=r"--out: expected a file name, got the folder .*png"):
+        demo.run(parse("--quick", "--out", str(tmp_path)))
+
+
+def quick_oscillator(out: Path) -> int:
+    return demo.run(parse("--quick", "--tasks", "oscillator", "--out", str(out)))
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    with pytest.raises(ConfigError, match=r"--out: cannot write to .*: read-only"):
+        quick_oscillator(tmp_path)
+    assert "steps" not in capsys.readouterr().out
+
+
+def test_results_are_printed_before_anything_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    message = r"--out: cannot write to .*: disk full; the results are printed above"
+    with pytest.raises(KoopfastError, match=message):
+        quick_oscillator(tmp_path)
+    printed = capsys.readouterr().out
+    assert all(optimizer in printed for optimizer in OPTIMIZERS)
+    assert "s in all" in printed
+    assert "report.html" not in printed
+
+
+def test_page_and_terminal_tell_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "perf_counter", itertools.count(0, 7).__next__)
+    assert quick_oscillator(tmp_path) == 0
+    assert "\n7 s in all" in capsys.readouterr().out
+    assert "7 s in all" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("package", ["tqdm", "matplotlib", "jinja2"])

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from koopfast._files import check_file_name
 from koopfast.errors import ConfigError, KoopfastError
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _TASKS = ("oscillator", "mnist")
+_NUMBERS, _PICTURE, _PAGE = "results.json", "report.png", "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """Train, measure, print the tables and write the report; returns the exit code.
 
     Raises:
-        KoopfastError: a package of the extra ``demo`` is missing, MNIST cannot be read, or the
-            folder of the report cannot be written.
+        ConfigError: more threads than processors, or the folder of the report cannot be written.
+        KoopfastError: a package of the extra ``demo`` is missing, MNIST cannot be read, or a file
+            cannot be written at the end (the results are printed by then).
     """
     _check_packages()
     import torch
@@ -66,16 +71,11 @@ def run(args: argparse.Namespace) -> int:
     from koopfast import report
     from koopfast.demo import figures, page, race, results, stretch
 
-    if args.threads < 1:
-        raise ConfigError(f"--threads: expected 1 or more, got {args.threads}")
+    _check_threads(args.threads)
     torch.set_num_threads(args.threads)
     begin = perf_counter()
     out: Path = args.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: cannot make the folder {str(out)!r}: {error}") from error
-
+    _check_folder(out)
     done: list[TaskResult] = []
     for task in _tasks(args):
         print(f"{task.title}: {task.steps:,} steps, twice with each optimizer")
@@ -95,23 +95,50 @@ def run(args: argparse.Namespace) -> int:
         "optimizers": "Adam, Adadelta and Adagrad with torch's own defaults",
         **{f"steps, {r.task.name}": r.task.steps for r in done},
     }
-    results_path = results.save_results(done, settings, machine, out / "results.json")
-    with report.drawing_style():
-        picture_path = figures.save_picture(done, out / "report.png")
-        the_page = page.demo_page(done, settings, machine, perf_counter() - begin)
-    page_path = report.save_page(the_page, out / "report.html")
-
+    seconds = perf_counter() - begin
     for result in done:
         heads = [*results.RUN_HEADS, result.task.outcome_label]
         print(f"\n{result.task.title}: {result.task.score_label}")
         print(results.text_table(heads, results.run_rows(result), words=2))
         print("\nAs many steps by operator and by backpropagation")
         print(results.text_table(results.STRETCH_HEADS, results.stretch_rows(result), words=1))
-    print(
-        f"\n{perf_counter() - begin:.0f} s in all\n"
-        f"picture  {picture_path}\nnumbers  {results_path}\nreport   {page_path}"
-    )
+    print(f"\n{seconds:.0f} s in all", flush=True)
+
+    try:
+        results.save_results(done, settings, machine, out / _NUMBERS)
+        with report.drawing_style():
+            figures.save_picture(done, out / _PICTURE)
+            the_page = page.demo_page(done, settings, machine, seconds)
+        report.save_page(the_page, out / _PAGE)
+    except OSError as error:
+        raise KoopfastError(
+            f"--out: cannot write to {str(out)!r}: {error}; the results are printed above"
+        ) from error
+    print(f"picture  {out / _PICTURE}\nnumbers  {out / _NUMBERS}\nreport   {out / _PAGE}")
     return 0
+
+
+def _check_threads(threads: int) -> None:
+    most = os.cpu_count() or 1  # OpenMP's library crashes when it can start no more threads
+    if not 1 <= threads <= most:
+        raise ConfigError(
+            f"--threads: expected 1 to {most}, the processors of this machine, got {threads}"
+        )
+
+
+def _check_folder(out: Path) -> None:
+    """Make it and write to it: what is wrong should not come out after minutes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot make the folder {str(out)!r}: {error}") from error
+    try:
+        with tempfile.TemporaryFile(dir=out) as probe:
+            probe.write(b"koopfast")
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write to {str(out)!r}: {error}") from error
+    for name in (_NUMBERS, _PICTURE, _PAGE):
+        check_file_name(out / name, "--out")
 
 
 def _check_packages() -> None:
