@@ -96,6 +96,17 @@ def test_folder_from_the_environment(
     check(mnist(), digits)
 
 
+def test_a_wrong_folder_is_named_by_where_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        monkeypatch.setenv("KOOPFAST_DATA", str(folder))
+        with pytest.raises(DataError, match="KOOPFAST_DATA must be"):
+            mnist()
+        with pytest.raises(DataError, match="data_dir must be"):
+            mnist(folder)
+
+
 def test_torchvision_layout(folder: Path, digits: dict[str, np.ndarray]) -> None:
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -146,6 +157,7 @@ def test_no_network_and_no_cache_says_what_to_pass(own_cache: Path) -> None:
         mnist()
     message = str(caught.value)
     assert all(word in message for word in ("KOOPFAST_DATA", "no such host", *NAMES))
+    assert "is there a network connection?" in message
     assert "\n" not in message
     with pytest.raises(DataError, match="download=False"):
         mnist(download=False)

