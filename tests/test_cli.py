@@ -31,6 +31,22 @@ def test_module_and_console_script_are_the_same_command() -> None:
     assert script.load() is cli.main
 
 
+def test_a_source_tree_without_metadata_has_no_version_but_a_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    demo = types.SimpleNamespace(add_arguments=lambda parser: None, run=lambda options: 7)
+    monkeypatch.setattr(cli, "_demo_module", lambda: demo)
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert cli.main(["demo"]) == 7
+    assert cli.main(["--version"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("koopfast: the package's metadata is missing")
+    assert "pip install ." in message
+
+
 def test_help_does_not_wait_for_torch() -> None:
     done = python(
         "-c",

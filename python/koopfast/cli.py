@@ -38,6 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KoopfastError as error:
         print(f"koopfast: {error}", file=sys.stderr)
         return 2
+    except importlib.metadata.PackageNotFoundError as error:
+        if error.name != "koopfast":
+            raise
+        print(
+            "koopfast: the package's metadata is missing: this is a source tree that was never "
+            "installed: pip install .",
+            file=sys.stderr,
+        )
+        return 2
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _DEMO_MODULES:
@@ -61,15 +70,27 @@ def _command(arguments: Sequence[str]) -> str | None:
     return next((argument for argument in arguments if not argument.startswith("-")), None)
 
 
+class _Version(argparse.Action):
+    """Asks for the version only when it is to be shown: a source tree has none."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print(f"koopfast {importlib.metadata.version('koopfast')}")
+        parser.exit()
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """The whole parser; of the subcommands' own arguments only those of ``command``."""
     parser = argparse.ArgumentParser(
         prog="koopfast",
         description="Koopman training for PyTorch: predict the weights many steps ahead.",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"koopfast {importlib.metadata.version('koopfast')}"
-    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="command", required=True)
 
     info = commands.add_parser(
