@@ -38,8 +38,17 @@ BlockTable table_from(const py::tuple& table) {
 }
 
 FitOptions options_from(const py::tuple& o) {
-  return {o[0].cast<bool>(), o[1].cast<int64_t>(), o[2].cast<bool>(), o[3].cast<double>(),
-          o[4].cast<bool>(), o[5].cast<bool>(),    o[6].cast<bool>()};
+  FitOptions options{};
+  options.increments = o[0].cast<bool>();
+  options.delays = o[1].cast<int64_t>();
+  options.rank_rule = static_cast<RankRule>(o[2].cast<int>());
+  options.energy = o[3].cast<double>();
+  options.tolerance = o[4].cast<double>();
+  options.ridge = o[5].cast<double>();
+  options.estimator = static_cast<Estimator>(o[6].cast<int>());
+  options.unstable = static_cast<Unstable>(o[7].cast<int>());
+  options.accurate = o[8].cast<bool>();
+  return options;
 }
 
 OperatorArrays arrays_from(const py::tuple& a) {

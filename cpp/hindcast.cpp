@@ -6,8 +6,6 @@
 #include <limits>
 #include <set>
 
-#include "reduced_operator.h"
-
 namespace koopfast {
 namespace {
 
@@ -23,13 +21,14 @@ std::set<int64_t> candidate_ranks(int64_t limit) {
 
 }  // namespace
 
-int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t limit,
+int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
                  double& error) {
-  const int64_t pairs = h.cols() - 1;
+  const int64_t pairs = h.cols() - 1, s = shape.rows;
   error = std::numeric_limits<double>::quiet_NaN();
   if (pairs < 3) return limit;
   const int64_t tail = std::max<int64_t>(1, pairs / 3), split = pairs - tail;
-  const Reduced fit = least_squares(h.leftCols(split + 1), s, options, limit);
+  const auto head = h.leftCols(split + 1);
+  Reduced fit = reduce(head, shape, options, limit);
   // Displacements from the snapshot at the split on.
   Matrix truth = h.topRows(s).rightCols(tail);
   const Vector now = h.col(split).head(s);
@@ -42,14 +41,19 @@ int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t 
   int64_t best = 0;
   if (!(scale > 0)) return best;
   Matrix predicted(s, tail);
-  for (const int64_t rank : candidate_ranks(fit.op.rows())) {
+  const bool nested =
+      options.estimator == Estimator::least_squares || options.estimator == Estimator::symmetric;
+  for (const int64_t candidate : candidate_ranks(fit.op.rows())) {
+    // The leading part of these operators is the operator of a lower rank.
+    if (!nested) fit = reduce(head, shape, options, candidate);
+    const int64_t rank = std::min<int64_t>(candidate, fit.op.rows());
     Matrix a = fit.op.topLeftCorner(rank, rank);
     // A self-adjoint image mixes all columns of A: cut to the rank, it is built again.
     Matrix lift = fit.image.leftCols(rank);
-    if (options.symmetric) lift = fit.basis.leftCols(rank) * a;
-    // What is judged is what will predict. (A norm of at most 1 says that nothing is to be
-    // clipped.)
-    if (options.clip && a.norm() > 1) clip_to_unit_circle(a, lift);
+    if (options.estimator == Estimator::symmetric) lift = fit.basis.leftCols(rank) * a;
+    // What is judged is what will predict. (A norm of at most 1 says that nothing is to be moved.)
+    if (options.unstable != Unstable::keep && a.norm() > 1)
+      move_to_unit_disc(a, lift, options.unstable);
     Matrix y(rank, tail);
     y.col(0) = fit.start.head(rank);
     for (int64_t t = 1; t < tail; ++t) y.col(t).noalias() = a * y.col(t - 1);
@@ -57,10 +61,10 @@ int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t 
       for (int64_t t = 1; t < tail; ++t) y.col(t) += y.col(t - 1);
     predicted.noalias() = lift * y;
     if (!options.increments) predicted.colwise() -= now;
-    const double candidate = std::sqrt((predicted - truth).squaredNorm() / scale);
-    if (candidate < error) {  // a NaN compares false: a diverging rank is never the best
-      error = candidate;
-      best = rank;
+    const double own = std::sqrt((predicted - truth).squaredNorm() / scale);
+    if (own < error) {  // a NaN compares false: a diverging rank is never the best
+      error = own;
+      best = candidate;
     }
   }
   return best;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "operator_fit.h"
+#include "reduced_operator.h"
 #include "solvers/solvers.h"
 
 namespace koopfast {
@@ -11,7 +12,7 @@ namespace koopfast {
 // The rank that predicts the last third of the window best from the first two thirds, and its
 // error: that of the displacement, relative to the displacement, over all predicted snapshots.
 // Rank 0 (stand still, error 1) wins where no operator does better.
-int64_t hindcast(const Matrix& h, int64_t s, const FitOptions& options, int64_t limit,
+int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
                  double& error);
 
 }  // namespace koopfast

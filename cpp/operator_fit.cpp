@@ -43,14 +43,10 @@ Matrix embed(const Matrix& o, int64_t delays) {
 
 // (m, k) coefficients of the snapshots that make up the columns of Phi.
 Matrix snapshot_coefficients(const Reduced& fit, int64_t m, const FitOptions& options) {
-  // Column j of F' is the embedded h_{j+1}, whose newest observable has the index j + q;
-  // the self-adjoint operator's image is built from the columns of F, one earlier.
-  Matrix x = fit.combining;
-  int64_t newest = options.delays;
-  if (options.symmetric) {
-    x = fit.combining * fit.op;
-    newest -= 1;
-  }
+  // Column j of F' is the embedded h_{j+1}, whose newest observable has the index j + q; that of
+  // F is one earlier.
+  const Matrix& x = fit.combining;
+  const int64_t newest = options.delays - (fit.of_next ? 0 : 1);
   Matrix c = Matrix::Zero(m, x.cols());
   if (options.increments) c.middleRows(newest + 1, x.rows()) += x;
   const double sign = options.increments ? -1 : 1;
@@ -74,9 +70,11 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
     return;
   }
   const Matrix h = embed(o, options.delays);
+  const BlockShape shape{o.rows(), table.block_size(b)};
   int64_t limit = capacity;
-  if (options.hindcast) limit = hindcast(h, o.rows(), options, limit, out.hindcast_error[i]);
-  const Reduced fit = least_squares(h, o.rows(), options, limit);
+  if (options.rank_rule == RankRule::hindcast)
+    limit = hindcast(h, shape, options, limit, out.hindcast_error[i]);
+  const Reduced fit = reduce(h, shape, options, limit);
   const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
   std::copy_n(fit.sigma.data(), shown, sigma_out);
   const int64_t k = fit.op.rows();
@@ -86,7 +84,9 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   }
   Matrix op = fit.op;
   Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, options) : fit.image;
-  const Eigenbasis basis = options.clip ? clip_to_unit_circle(op, lift) : eigenbasis(op);
+  const Eigenbasis basis = options.unstable == Unstable::keep
+                               ? eigenbasis(op)
+                               : move_to_unit_disc(op, lift, options.unstable);
   const int64_t at = out.vector_offsets[i], matrix_at = out.matrix_offsets[i];
   const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
   Eigen::Map<RowMajor>(out.operators + matrix_at, k, k) = op;

@@ -20,14 +20,39 @@ enum class BlockStatus : int32_t { ok = 0, still = 1, non_finite = 2 };
 // the fit sees only their coordinates. `primal` (n_b <= m): the lift is (n_b, k) weights.
 enum class BlockForm : int { primal = 0, dual = 1 };
 
+// How the operator is estimated from the pairs; reduced_operator.cpp says more.
+enum class Estimator : int {
+  least_squares = 0,
+  symmetric = 1,  // self-adjoint (symmetric Procrustes)
+  forward_backward = 2,
+  total_least_squares = 3,
+};
+
+// What becomes of an eigenvalue lambda outside the unit circle.
+enum class Unstable : int {
+  keep = 0,
+  clip = 1,  // lambda / |lambda|
+  damp = 2,  // lambda / |lambda|^2, its reflection inside
+};
+
+// What bounds a block's rank beside its capacity and the tolerance.
+enum class RankRule : int {
+  none = 0,
+  hindcast = 1,       // predict the window's last third from the rest
+  energy = 2,         // a share of the sum of squared singular values
+  gavish_donoho = 3,  // optimal hard threshold for unknown noise
+};
+
 struct FitOptions {
-  bool increments;   // observables w_{t+1} - w_t, else w_t
-  int64_t delays;    // q >= 1 consecutive observables stacked
-  bool hindcast;     // choose the rank by predicting the window's last third from the rest
+  bool increments;  // observables w_{t+1} - w_t, else w_t
+  int64_t delays;   // q >= 1 consecutive observables stacked
+  RankRule rank_rule;
+  double energy;     // for RankRule::energy
   double tolerance;  // directions below this share of the largest singular value are left out
-  bool symmetric;    // self-adjoint operator (symmetric Procrustes)
-  bool clip;         // move eigenvalues from outside the unit circle onto it
-  bool accurate;     // SVD of F itself, else the eigendecomposition of its smaller Gram matrix
+  double ridge;      // Tikhonov: alpha = ridge * sigma_1^2, added to the squares
+  Estimator estimator;
+  Unstable unstable;
+  bool accurate;  // SVD of F itself, else the eigendecomposition of its smaller Gram matrix
 };
 
 // Where each selected block's results go. Block i has room for rank capacity(i); with k its rank,

@@ -2,95 +2,202 @@
 #include "reduced_operator.h"
 
 #include <algorithm>
+#include <cmath>
 #include <complex>
+
+#include "forward_backward.h"
 
 namespace koopfast {
 namespace {
 
-int64_t count_above(const Vector& sigma, double tolerance, int64_t limit) {
+// Singular values nearer to each other than this leave the vectors that belong to each open.
+constexpr double kSingularGap = 1 - 1e-3;
+
+int64_t count_above(const Vector& sigma, double share, int64_t limit) {
   if (sigma.size() == 0 || !(sigma(0) > 0)) return 0;
-  const int64_t above = (sigma.array() > tolerance * sigma(0)).count();
+  const int64_t above = (sigma.array() > share * sigma(0)).count();
   return std::min(limit, above);
 }
 
-// Q (d, k), V Sigma^-1 (p, k) and all singular values of F.
-void factor(const Eigen::Ref<const Matrix>& f, const FitOptions& options, int64_t limit,
-            Vector& sigma, Matrix& q, Matrix& combining) {
-  const int64_t d = f.rows(), p = f.cols();
-  if (options.accurate) {
-    Matrix v;
-    thin_svd(f, q, sigma, v);
-    const int64_t k = count_above(sigma, options.tolerance, limit);
-    q.conservativeResize(d, k);
-    combining = v.leftCols(k) * sigma.head(k).cwiseInverse().asDiagonal();
-    return;
+// Smallest rank whose squared singular values sum to this share of all of them.
+int64_t count_of_energy(const Vector& sigma, double share) {
+  const double all = share * sigma.squaredNorm();
+  double sum = 0;
+  for (int64_t i = 0; i < sigma.size(); ++i)
+    if ((sum += sigma(i) * sigma(i)) >= all) return i + 1;
+  return sigma.size();
+}
+
+// Optimal hard threshold for unknown noise (Gavish & Donoho 2014, section III.E): omega(beta)
+// times the median singular value, omega by their cubic fit; beta <= 1 is the aspect ratio.
+int64_t count_of_signal(const Vector& sigma, double beta) {
+  const int64_t count = sigma.size();
+  const double median = 0.5 * (sigma((count - 1) / 2) + sigma(count / 2));
+  const double omega = ((0.56 * beta - 0.95) * beta + 1.82) * beta + 1.43;
+  return (sigma.array() > omega * median).count();
+}
+
+int64_t chosen_rank(const Vector& sigma, int64_t full_rows, int64_t columns,
+                    const FitOptions& options, int64_t limit) {
+  const int64_t above = count_above(sigma, options.tolerance, limit);
+  if (above == 0) return 0;
+  if (options.rank_rule == RankRule::energy)
+    return std::min(above, count_of_energy(sigma, options.energy));
+  if (options.rank_rule == RankRule::gavish_donoho) {
+    const double beta =
+        static_cast<double>(std::min(full_rows, columns)) / std::max(full_rows, columns);
+    return std::min(above, count_of_signal(sigma, beta));
   }
+  return above;
+}
+
+// F = Q Sigma V^T: all singular values, and the singular vectors that were asked for.
+struct Factors {
+  Vector sigma;
+  Matrix q;  // (d, k)
+  Matrix v;  // (p, k)
+};
+
+// `choose` makes the rank k of the singular values.
+template <typename Choose>
+Factors factor(const Eigen::Ref<const Matrix>& f, bool accurate, const Choose& choose) {
+  Factors out;
+  if (accurate) {
+    thin_svd(f, out.q, out.sigma, out.v);
+    const int64_t k = choose(out.sigma);
+    out.q.conservativeResize(f.rows(), k);
+    out.v.conservativeResize(f.cols(), k);
+    return out;
+  }
+  const bool wide = f.rows() <= f.cols();
   Vector values;
   Matrix vectors, gram;
-  if (d <= p)
+  if (wide)
     gram = f * f.transpose();
   else
     gram = f.transpose() * f;
   symmetric_eigen(gram, values, vectors);
-  sigma = values.cwiseMax(0.0).cwiseSqrt();
-  const int64_t k = count_above(sigma, options.tolerance, limit);
-  const auto inverse = sigma.head(k).cwiseInverse();
-  if (d <= p) {
-    q = vectors.leftCols(k);
-    combining = f.transpose() * q * inverse.cwiseAbs2().asDiagonal();
-  } else {
-    combining = vectors.leftCols(k) * inverse.asDiagonal();
-    q = f * combining;
-  }
+  out.sigma = values.cwiseMax(0.0).cwiseSqrt();
+  const int64_t k = choose(out.sigma);
+  const Vector inverse = out.sigma.head(k).cwiseInverse();
+  Matrix& own = wide ? out.q : out.v;
+  own = vectors.leftCols(k);
+  if (wide)
+    out.v = f.transpose() * out.q * inverse.asDiagonal();
+  else
+    out.q = f * out.v * inverse.asDiagonal();
+  return out;
+}
+
+// A = Q^T F' X and Phi = F' X with X = V diag(sigma / (sigma^2 + alpha)), alpha = ridge sigma_1^2.
+void least_squares(const Factors& factors, const Eigen::Ref<const Matrix>& f_next, int64_t rows,
+                   double ridge, Reduced& fit) {
+  const auto sigma = factors.sigma.head(factors.q.cols()).array();
+  const double largest = sigma.size() > 0 ? sigma(0) : 0;
+  // In this order no square underflows, and without a ridge it is 1 / sigma to the last bit.
+  const Vector filter = (sigma + ridge * largest * (largest / sigma)).inverse();
+  fit.combining = factors.v * filter.asDiagonal();
+  const Matrix image = f_next * fit.combining;
+  fit.op = factors.q.transpose() * image;
+  fit.image = image.topRows(rows);
+  fit.of_next = true;
+}
+
+// Phi = Q A = F X with X = V diag(1 / sigma) A: the image of an operator that stays in span(Q).
+void stay_in_span(const Factors& factors, int64_t rows, Reduced& fit) {
+  const auto sigma = factors.sigma.head(factors.q.cols());
+  fit.combining = factors.v * sigma.cwiseInverse().asDiagonal() * fit.op;
+  fit.image = factors.q.topRows(rows) * fit.op;
+  fit.of_next = false;
+}
+
+// Symmetric Procrustes (Higham 1988): A = A^T. With s = sigma and C = Q^T F' V the
+// minimiser of |A F - F'|^2 + alpha |A|^2 is (s_i C_ji + C_ij s_j) / (s_i^2 + s_j^2 + 2 alpha).
+void symmetric_procrustes(const Factors& factors, const Eigen::Ref<const Matrix>& f_next,
+                          int64_t rows, double ridge, Reduced& fit) {
+  const int64_t k = factors.q.cols();
+  const double alpha = k > 0 ? ridge * factors.sigma(0) * factors.sigma(0) : 0;
+  const Matrix c = factors.q.transpose() * (f_next * factors.v);
+  fit.op.resize(k, k);
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = 0; j < k; ++j) {
+      const double si = factors.sigma(i), sj = factors.sigma(j);
+      fit.op(i, j) = (si * c(j, i) + c(i, j) * sj) / (si * si + sj * sj + 2 * alpha);
+    }
+  stay_in_span(factors, rows, fit);
+}
+
+// Least squares where the forward-backward root does not exist.
+void forward_backward(const Factors& factors, const Eigen::Ref<const Matrix>& f_next, int64_t rows,
+                      Reduced& fit) {
+  const Vector sigma = factors.sigma.head(factors.q.cols());
+  const auto inverse = sigma.cwiseInverse();
+  const Matrix next = inverse.asDiagonal() * (factors.q.transpose() * f_next);
+  if (sigma.size() == 0 || !forward_backward_root(factors.v, next, fit.op))
+    return least_squares(factors, f_next, rows, 0, fit);
+  fit.op = sigma.asDiagonal() * fit.op * inverse.asDiagonal();
+  stay_in_span(factors, rows, fit);
+}
+
+// Total least squares (Hemati, Rowley, Deem & Cattafesta 2017, section 3): F and F' projected on
+// the k leading right singular vectors of [F; F'], where the noise of both is the smallest. These
+// factors are of the projected F; those of F are left where k vectors cannot be told from the rest.
+void project_pairs(const Eigen::Ref<const Matrix>& f, const Eigen::Ref<const Matrix>& f_next,
+                   const FitOptions& options, Factors& factors) {
+  const int64_t k = factors.q.cols();
+  Matrix pairs(2 * f.rows(), f.cols());
+  pairs << f, f_next;
+  const auto above = [&](const Vector& sigma) { return count_above(sigma, options.tolerance, k); };
+  const Factors both = factor(pairs, options.accurate, above);
+  const Matrix& basis = both.v;
+  if (k < both.sigma.size() && both.sigma(k) > kSingularGap * both.sigma(k - 1)) return;
+  // F' = U F holds after any projection: here a small SVD of the matrix itself keeps its digits.
+  factors = factor(f * basis, true, above);
+  factors.v = basis * factors.v;
 }
 
 }  // namespace
 
-Reduced least_squares(const Eigen::Ref<const Matrix>& h, int64_t s, const FitOptions& options,
-                      int64_t limit) {
+Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
+               const FitOptions& options, int64_t limit) {
   const int64_t p = h.cols() - 1;
   const auto f = h.leftCols(p), f_next = h.rightCols(p);
+  Factors factors = factor(f, options.accurate, [&](const Vector& sigma) {
+    return chosen_rank(sigma, shape.weights * options.delays, p, options, limit);
+  });
   Reduced fit;
-  Matrix q;
-  factor(f, options, limit, fit.sigma, q, fit.combining);
-  const int64_t k = q.cols();
-  const Matrix image = f_next * fit.combining;
-  fit.op = q.transpose() * image;
-  fit.start = q.transpose() * h.col(p);
-  fit.image = image.topRows(s);
-  fit.basis = q.topRows(s);
-  if (options.symmetric) {
-    // Symmetric Procrustes (Higham 1988): minimise |A F - F'| over A = A^T. With C = Q^T F' V
-    // the minimiser is (sigma_i C_ji + C_ij sigma_j) / (sigma_i^2 + sigma_j^2), and its image of
-    // Q stays in the span of Q.
-    const Matrix c = fit.op * fit.sigma.head(k).asDiagonal();
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < k; ++j) {
-        const double si = fit.sigma(i), sj = fit.sigma(j);
-        fit.op(i, j) = (si * c(j, i) + c(i, j) * sj) / (si * si + sj * sj);
-      }
-    fit.image = fit.basis * fit.op;
-  }
+  fit.sigma = factors.sigma;
+  if (options.estimator == Estimator::total_least_squares && factors.q.cols() > 0)
+    project_pairs(f, f_next, options, factors);
+  fit.start = factors.q.transpose() * h.col(p);
+  fit.basis = factors.q.topRows(shape.rows);
+  if (options.estimator == Estimator::symmetric)
+    symmetric_procrustes(factors, f_next, shape.rows, options.ridge, fit);
+  else if (options.estimator == Estimator::forward_backward)
+    forward_backward(factors, f_next, shape.rows, fit);
+  else
+    least_squares(factors, f_next, shape.rows, options.ridge, fit);
   return fit;
 }
 
-Eigenbasis clip_to_unit_circle(Matrix& op, Matrix& lift) {
+Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable) {
   Eigenbasis basis = eigenbasis(op);
-  const Vector modulus = basis.values.cwiseAbs().cwiseMax(1.0);
-  if (!(modulus.maxCoeff() > 1)) return basis;
+  Vector divisor = basis.values.cwiseAbs().cwiseMax(1.0);
+  if (!(divisor.maxCoeff() > 1)) return basis;
+  if (unstable == Unstable::damp) divisor = divisor.cwiseAbs2().eval();
   if (!basis.usable) {
-    op /= modulus.maxCoeff();
-    lift /= modulus.maxCoeff();
+    op /= divisor.maxCoeff();
+    lift /= divisor.maxCoeff();
     return eigenbasis(op);
   }
   // P - I, which leaves stable directions alone to the last bit or so.
-  const Vector change = modulus.cwiseInverse().array() - 1;
+  const Vector change = divisor.cwiseInverse().array() - 1;
   const Matrix p = (basis.vectors * change.asDiagonal() * basis.inverse).real();
   op += op * p;
   lift += lift * p;
   // The eigenvectors stay. Computed anew, moduli would come out at 1 + 1e-15, and a basis where
   // several eigenvalues meet at 1 would be a poor one.
-  basis.values.array() /= modulus.array().cast<std::complex<double>>();
+  basis.values.array() /= divisor.array().cast<std::complex<double>>();
   return basis;
 }
 

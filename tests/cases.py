@@ -101,6 +101,12 @@ def random_walk(m: int, n: int, dtype: torch.dtype = torch.float64, seed: int = 
     return (1 + 0.05 * steps.cumsum(0)).to(dtype)
 
 
+def noise(m: int, n: int, level: float, seed: int = 0) -> Tensor:
+    """Independent normal errors of snapshots, (m, n) float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return level * torch.randn(m, n, dtype=torch.float64, generator=generator)
+
+
 def interleaved(n: int, blocks: int) -> Partition:
     """Blocks of many segments: index i belongs to block i mod `blocks`."""
     return Partition.from_segments(

@@ -46,13 +46,19 @@ def test_the_defaults_pass_their_own_checks() -> None:
         ({"unstable": "clipped"}, 'did you mean "clip"'),
         ({"guard": None}, 'guard: expected one of "probe", "finite", got None'),
         ({"optimizer_state": "drop"}, "optimizer_state: expected one of"),
-        ({"rank": 0}, 'rank: expected an integer of 1 or more, or "auto" or None, got 0'),
+        ({"rank": 0}, 'rank: expected an integer of 1 or more, a .* "auto", .* or None, got 0'),
+        ({"rank": 1.0}, "rank: .* a fraction of the energy between 0 and 1, .* got 1.0"),
         ({"rank": "all"}, "rank: expected an integer"),
         ({"horizon": -5}, 'horizon: .* 1 or more optimizer steps, or "search", got -5'),
         ({"tolerance": 1.0}, "tolerance: expected a fraction .* got 1.0"),
         ({"tolerance": float("nan")}, "tolerance: expected a fraction .* got nan"),
         ({"average": "yes"}, "average: expected True or False, got 'yes'"),
         ({"probe_gradients": "yes"}, "probe_gradients: expected True, False or .* got 'yes'"),
+        ({"ridge": -1e-3}, "ridge: expected a finite multiple .* at least 0, got -0.001"),
+        ({"ridge": float("inf")}, "ridge: .* got inf"),
+        ({"estimator": "tls"}, "estimator: expected one of .* got 'tls'"),
+        ({"symmetric": True, "estimator": "forward_backward"}, "estimator: .*symmetric=True.* got"),
+        ({"ridge": 0.1, "estimator": "forward_backward"}, "ridge: expected 0 .* got 0.1"),
         ({"symmetric": 1}, "symmetric: expected True or False, got 1"),
     ],
 )
@@ -73,6 +79,7 @@ def test_two_snapshots_are_enough_for_states() -> None:
 def test_numpy_integers_become_integers() -> None:
     config = KoopmanConfig(window=np.int64(8), horizon=np.int32(100), rank=np.int16(3))  # type: ignore[arg-type]
     assert [type(x) for x in (config.window, config.horizon, config.rank)] == [int, int, int]
+    assert KoopmanConfig(rank=np.float32(0.5)).rank == 0.5  # type: ignore[arg-type]
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -103,7 +110,9 @@ def test_the_paper_adds_nothing() -> None:
         average=False,
         rank=None,
         method="qr",
+        ridge=0.0,
         symmetric=False,
+        estimator="least_squares",
         unstable="keep",
         horizon=500,
         guard="finite",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cases
-from compare import assert_rows_close, relative_error
+from compare import assert_rows_close, assert_same_spectrum, relative_error
 from koopfast import KoopmanOperator, Partition, _reference
 
 OBSERVABLES = ("state", "increments")
@@ -34,6 +34,27 @@ def test_a_thousand_steps_of_a_known_system(system, observables, method, n, devi
     scale = snapshots[-1].norm().cpu()
     error = (predicted - truth).norm(dim=1) / torch.maximum(scale, truth.norm(dim=1))
     assert float(error.max()) < 1e-9
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("method", ["gram", "qr"])
+@pytest.mark.parametrize("observables", OBSERVABLES)
+@pytest.mark.parametrize("estimator", ["forward_backward", "total_least_squares"])
+@pytest.mark.parametrize("system", cases.SYSTEMS, ids=lambda s: s.name)
+def test_without_noise_every_estimator_is_exact(system, estimator, observables, method, n):
+    horizons = [0, 1, 2, 17, 250, 1000]
+    snapshots = system.states(n, range(M))
+    truth = system.states(n, [M - 1 + h for h in horizons])
+    operator = KoopmanOperator.fit(
+        snapshots,
+        observables=observables,
+        rank=system.order,
+        estimator=estimator,
+        method=method,
+        unstable="keep",
+    )
+    scale = torch.maximum(snapshots[-1].norm(), truth.norm(dim=1))
+    assert float(((operator.predict(horizons) - truth).norm(dim=1) / scale).max()) < 1e-9
 
 
 # Rates of decay, and the method whose digits they take: the second set's slowest modes move a
@@ -151,6 +172,25 @@ def test_a_clipped_operator_stays_bounded_at_the_farthest_horizon(observables):
     operator = KoopmanOperator.fit(snapshots, observables=observables, rank=4)
     predicted = operator.predict([1e6, 2.0**53])
     assert float(predicted.norm(dim=1).max()) < 100 * float(snapshots[-1].norm())
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("observables", OBSERVABLES)
+def test_damping_reflects_the_growth_and_spares_the_rest(observables, n):
+    system = cases.LinearSystem("unstable", (cases.pair(1.25, 0.4), cases.real(-0.7)))
+    mirrored = cases.LinearSystem("stable", (cases.pair(0.8, 0.4), cases.real(-0.7)))
+    snapshots = system.states(n, range(M))
+    damped = KoopmanOperator.fit(snapshots, observables=observables, rank=3, unstable="damp")
+    assert_same_spectrum(damped.eigenvalues, mirrored.eigenvalues(), tolerance=1e-6)
+    near, far, limit = damped.predict([10, 1000, INF])
+    assert float((far - limit).norm()) < 1e-9 * float((near - limit).norm())
+
+
+def test_without_an_eigenbasis_the_whole_operator_is_damped():
+    snapshots = cases.LinearSystem("growing", (cases.Mode("jordan", 1.25),)).states(8, range(M))
+    damped = KoopmanOperator.fit(snapshots, rank=2, method="qr", unstable="damp")
+    expected = torch.full((2,), 0.8, dtype=torch.complex128)
+    assert_same_spectrum(damped.eigenvalues, expected, tolerance=1e-4)
 
 
 def test_defective_operators_are_powered_by_squaring():

@@ -50,7 +50,7 @@ def operator_fit(
     count: int,
     dual: bool,
     coordinates: int,
-    options: tuple[bool, int, bool, float, bool, bool, bool],
+    options: tuple[bool, int, int, float, float, float, int, int, bool],
     arrays: tuple[int, ...],
     threads: int,
 ) -> None: ...

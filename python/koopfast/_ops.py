@@ -27,6 +27,12 @@ from koopfast.errors import ConfigError
 from koopfast.partition import Partition
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Estimator of operator_fit.h; 1 is the self-adjoint one.
+_ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares": 3}
+# Unstable of operator_fit.h.
+_UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
+# RankRule of operator_fit.h.
+_RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
 # passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
@@ -41,16 +47,23 @@ def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
     return most.clamp(max=min(options.rank, m)) if isinstance(options.rank, int) else most
 
 
-def packed_options(options: FitOptions) -> tuple[bool, int, bool, float, bool, bool, bool]:
+def packed_options(
+    options: FitOptions,
+) -> tuple[bool, int, int, float, float, float, int, int, bool]:
     """As `FitOptions` of operator_fit.h."""
-    cut = options.tolerance
+    cut, rank = options.tolerance, options.rank
+    rule, energy = (
+        (_ENERGY, rank) if isinstance(rank, float) else (_RANK_RULES.get(str(rank), 0), 1)
+    )
     return (
         options.increments,
         options.delays,
-        options.rank == "auto",
+        rule,
+        energy,
         DEFAULT_TOLERANCE[options.method] if cut is None else cut,
-        options.symmetric,
-        options.unstable == "clip",
+        options.ridge,
+        1 if options.symmetric else _ESTIMATORS[options.estimator],
+        _UNSTABLE[options.unstable],
         options.method == "qr",
     )
 

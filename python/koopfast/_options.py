@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, SupportsIndex
 
 from koopfast._checks import check_choice, whole
 from koopfast.errors import ConfigError
@@ -12,7 +14,8 @@ from koopfast.errors import ConfigError
 _CHOICES: dict[str, tuple[str, ...]] = {
     "observables": ("state", "increments"),
     "method": ("gram", "qr"),
-    "unstable": ("clip", "keep"),
+    "estimator": ("least_squares", "forward_backward", "total_least_squares"),
+    "unstable": ("clip", "damp", "keep"),
 }
 
 
@@ -26,21 +29,24 @@ class FitOptions:
 
     observables: Literal["state", "increments"] = "increments"
     delays: int = 1
-    rank: int | Literal["auto"] | None = "auto"
+    rank: int | float | Literal["auto", "gavish-donoho"] | None = "auto"
     tolerance: float | None = None
     method: Literal["gram", "qr"] = "gram"
+    ridge: float = 0.0
     symmetric: bool = False
-    unstable: Literal["clip", "keep"] = "clip"
+    estimator: Literal["least_squares", "forward_backward", "total_least_squares"] = "least_squares"
+    unstable: Literal["clip", "damp", "keep"] = "clip"
 
     def __post_init__(self) -> None:
         for field, known in _CHOICES.items():
             check_choice(field, getattr(self, field), known)
         # Integers of other libraries become Python's own.
         object.__setattr__(self, "delays", whole("delays", self.delays, 1))
-        if self.rank is not None and self.rank != "auto":
-            object.__setattr__(self, "rank", whole("rank", self.rank, 1, ', or "auto" or None'))
+        object.__setattr__(self, "rank", _rank(self.rank))
         if not isinstance(self.symmetric, bool):
             raise ConfigError(f"symmetric: expected True or False, got {self.symmetric!r}")
+        object.__setattr__(self, "ridge", _ridge(self.ridge))
+        self._check_estimator()
         t: Any = self.tolerance
         if t is None:
             return
@@ -48,6 +54,18 @@ class FitOptions:
             raise ConfigError(
                 "tolerance: expected a fraction of the largest singular value, at least 0 and "
                 f"below 1, or None, got {t!r}"
+            )
+
+    def _check_estimator(self) -> None:
+        if self.symmetric and self.estimator != "least_squares":
+            raise ConfigError(
+                "estimator: a self-adjoint operator (symmetric=True) is fitted by "
+                f'"least_squares" only, got {self.estimator!r}; leave out one of the two'
+            )
+        if self.ridge > 0 and self.estimator == "forward_backward":
+            raise ConfigError(
+                'ridge: expected 0 with estimator="forward_backward", where what it takes from '
+                f"the forward operator the backward one gives back, got {self.ridge!r}"
             )
 
     @property
@@ -60,3 +78,24 @@ class FitOptions:
         """Snapshots that make one pair of observables: two, one more for a difference, one more
         for each delay beyond the first."""
         return self.delays + (2 if self.increments else 1)
+
+
+def _ridge(value: Any) -> float:
+    is_number = not isinstance(value, bool) and isinstance(value, Real)
+    number = float(value) if is_number else math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError(
+            "ridge: expected a finite multiple of the largest squared singular value, at least 0, "
+            f"got {value!r}"
+        )
+    return number
+
+
+def _rank(value: Any) -> Any:
+    """A rank, or a rule for it, as Python's own number, string or None."""
+    if value is None or value in ("auto", "gavish-donoho"):
+        return value
+    if isinstance(value, Real) and not isinstance(value, SupportsIndex) and 0 < float(value) < 1:
+        return float(value)
+    hint = ', a fraction of the energy between 0 and 1, "auto", "gavish-donoho" or None'
+    return whole("rank", value, 1, hint)

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopfast._reference_reduced import Reduction, eigenbasis, hindcast, reduce, shrinker
+
 # The statuses of a block.
 OK, STILL, NON_FINITE = 0, 1, 2
 
-# An eigenbasis worse conditioned than this loses more digits than repeated squaring does.
-EIGENBASIS_CONDITION_LIMIT = 1e6
 # Eigenvalues this near to 1, and moduli this near to the unit circle, count as being there where a
 # limit is asked for: rounding must not decide whether it exists.
 UNIT_EIGENVALUE_TOLERANCE = 1e-9
@@ -89,114 +89,16 @@ def embed(observed: Tensor, delays: int) -> Tensor:
     return torch.cat(newest_first, dim=1)
 
 
-@dataclass(frozen=True)
-class _Reduced:
-    singular_values: Tensor  # (r,) all of F
-    operator: Tensor  # (k, k)
-    start: Tensor  # (k,)
-    lift: Tensor  # (n_b, k): the newest o_t of every column
-    basis: Tensor  # (n_b, k): Q, its newest o_t
-
-
-def _least_squares(h: Tensor, n_b: int, limit: int, tolerance: float, symmetric: bool) -> _Reduced:
-    """Fit h_{t+1} = U h_t over the rows of h and express it in the leading left singular basis."""
-    f, f_next = h[:-1].T, h[1:].T
-    q, sigma, vt = torch.linalg.svd(f, full_matrices=False)
-    k = min(limit, int((sigma > tolerance * sigma[0]).sum())) if sigma[0] > 0 else 0
-    q_k, sigma_k, v_k = q[:, :k], sigma[:k], vt[:k].T
-    image = f_next @ v_k / sigma_k  # U Q
-    operator = q_k.T @ image
-    if symmetric:
-        # Symmetric Procrustes (Higham 1988): minimise |A F - F'| over A = A^T, entry by entry.
-        c = q_k.T @ f_next @ v_k
-        s2 = sigma_k**2
-        operator = (sigma_k[:, None] * c.T + c * sigma_k) / (s2[:, None] + s2)
-        image = q_k @ operator
-    return _Reduced(sigma, operator, q_k.T @ h[-1], image[:n_b], q_k[:n_b])
-
-
-def candidate_ranks(limit: int) -> list[int]:
-    """The ranks that a hindcast tries: 1, 2, 3, 4, 6, 8, 12, 16, ... and the limit itself."""
-    ranks = [r for e in range(limit.bit_length() + 1) for r in (2**e, 3 * 2**e // 2) if r <= limit]
-    return sorted({*ranks, limit} - {0})
-
-
-def hindcast(
-    h: Tensor,
-    n_b: int,
-    limit: int,
-    tolerance: float,
-    *,
-    symmetric: bool = False,
-    observables: str = "increments",
-    unstable: str = "keep",
-) -> tuple[int, float]:
-    """The rank that predicts the last third of the window best from the first two, and its error.
-
-    The error is that of the predicted displacement, relative to the displacement itself, over all
-    predicted snapshots (root of the summed squares). Rank 0 (stand still, error 1) wins where no
-    operator does better. Windows of fewer than 3 pairs cannot be split: (limit, NaN).
-    """
-    pairs = h.shape[0] - 1
-    if pairs < 3:
-        return limit, math.nan
-    split = pairs - max(1, pairs // 3)
-    fitted = _least_squares(h[: split + 1], n_b, limit, tolerance, symmetric)
-    truth = h[split + 1 :, :n_b]
-    truth = truth - h[split, :n_b] if observables == "state" else truth.cumsum(0)
-    scale = float((truth**2).sum())
-    best_rank, best_error = 0, 1.0
-    if scale == 0:
-        return best_rank, best_error
-    for rank in candidate_ranks(fitted.operator.shape[0]):
-        a, y = fitted.operator[:rank, :rank], fitted.start[:rank]
-        # A self-adjoint image mixes all columns of A: cut to the rank, it is built again.
-        lift = fitted.basis[:, :rank] @ a if symmetric else fitted.lift[:, :rank]
-        if unstable == "clip":  # what is judged is what will predict
-            p = shrinker(a)
-            a, lift = a @ p, lift @ p
-        rows = []
-        for _ in range(truth.shape[0]):
-            rows.append(lift @ y)
-            y = a @ y
-        predicted = torch.stack(rows)
-        predicted = predicted - h[split, :n_b] if observables == "state" else predicted.cumsum(0)
-        error = math.sqrt(float(((predicted - truth) ** 2).sum()) / scale)
-        if error < best_error:  # NaN compares false: a diverging rank is never the best
-            best_rank, best_error = rank, error
-    return best_rank, best_error
-
-
-def eigenbasis(operator: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Eigenvalues, eigenvectors of A, and whether the eigenvectors are fit to compute with."""
-    values, vectors = torch.linalg.eig(operator)
-    usable = bool(values.numel() == 0 or torch.linalg.cond(vectors) < EIGENBASIS_CONDITION_LIMIT)
-    return values, vectors, usable
-
-
-def shrinker(operator: Tensor) -> Tensor:
-    """P such that the eigenvalues of A P outside the unit circle are moved radially onto it.
-
-    P = W diag(min(1, 1/|lambda|)) W^-1 in a well-conditioned eigenbasis W. Elsewhere there is none,
-    and the modulus of every unstable direction is bounded through a spectral-radius scaling of A.
-    """
-    values, vectors, usable = eigenbasis(operator)
-    modulus = values.abs()
-    if usable:
-        scale = (1 / modulus.clamp(min=1)).to(vectors.dtype)
-        projected: Tensor = vectors * scale @ torch.linalg.inv(vectors)
-        return projected.real
-    return torch.eye(len(values), dtype=operator.dtype) / modulus.max().clamp(min=1)
-
-
 def fit_block(
     states: Tensor,
     *,
     observables: str = "increments",
-    rank: int | str | None = None,
+    rank: int | float | str | None = None,
     tolerance: float | None = None,
     delays: int = 1,
+    ridge: float = 0.0,
     symmetric: bool = False,
+    estimator: str = "least_squares",
     unstable: str = "keep",
 ) -> BlockFit:
     """Fit one block's operator to its snapshots (m, n_b)."""
@@ -211,19 +113,19 @@ def fit_block(
         return without_operator(NON_FINITE, empty, math.nan)
     h = embed(observe(states, observables), delays)
     cut = DEFAULT_TOLERANCE["qr"] if tolerance is None else tolerance
+    chosen = "symmetric" if symmetric else estimator
+    wanted = Reduction(n_b, observables, rank, cut, ridge, chosen, unstable)
     limit = rank if isinstance(rank, int) else min(h.shape[0] - 1, h.shape[1])
     error = math.nan
     if rank == "auto":
-        limit, error = hindcast(
-            h, n_b, limit, cut, symmetric=symmetric, observables=observables, unstable=unstable
-        )
-    reduced = _least_squares(h, n_b, limit, cut, symmetric)
+        limit, error = hindcast(h, limit, wanted)
+    reduced = reduce(h, limit, wanted)
     operator, lift = reduced.operator, reduced.lift
     if operator.shape[0] == 0:
         return without_operator(STILL, reduced.singular_values, error)
     values = torch.linalg.eigvals(operator)
-    if unstable == "clip" and bool((values.abs() > 1).any()):
-        p = shrinker(operator)
+    if unstable != "keep" and bool((values.abs() > 1).any()):
+        p = shrinker(operator, unstable)
         operator, lift = operator @ p, lift @ p
         values = torch.linalg.eigvals(operator)
     return BlockFit(

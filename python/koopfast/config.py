@@ -49,15 +49,20 @@ class KoopmanConfig:
         window: snapshots in a fit.
         stride: optimizer steps from one snapshot to the next.
         average: store the mean over each ``stride`` steps instead of the last one; against noise.
-        rank: directions kept in a block: a number, "auto" (chosen from the data by hindcast), or
-            None (all whose singular value lies above the tolerance).
+        rank: directions kept in a block: a number, "auto" (chosen from the data by hindcast), a
+            float between 0 and 1 (as many as hold that fraction of the energy), "gavish-donoho"
+            (the optimal threshold against noise), or None (all whose singular value lies above
+            the tolerance).
         tolerance: singular values up to this fraction of the largest are dropped; None takes what
             the precision of ``method`` allows.
         method: "gram" (fast; sees singular values down to about 1e-7 of the largest) or "qr"
             (slower; down to about 1e-13).
+        ridge: Tikhonov regularisation, as a multiple of the largest squared singular value.
         symmetric: fit a self-adjoint operator (gradient flow near a minimum is).
+        estimator: "least_squares", or against noise in the snapshots "forward_backward" or
+            "total_least_squares".
         unstable: what is done with eigenvalues outside the unit circle: "clip" moves them onto it,
-            "keep" leaves them.
+            "damp" reflects them inside, "keep" leaves them.
         horizon: optimizer steps to jump, or "search": try ¼, ½, 1, 2, 4, … windows and keep what
             the guard likes best.
         max_horizon: longest jump that "search" tries, in windows.
@@ -84,11 +89,13 @@ class KoopmanConfig:
     window: int = 32
     stride: int = 4
     average: bool = False
-    rank: int | Literal["auto"] | None = "auto"
+    rank: int | float | Literal["auto", "gavish-donoho"] | None = "auto"
     tolerance: float | None = None
     method: Literal["gram", "qr"] = "gram"
+    ridge: float = 0.0
     symmetric: bool = False
-    unstable: Literal["clip", "keep"] = "clip"
+    estimator: Literal["least_squares", "forward_backward", "total_least_squares"] = "least_squares"
+    unstable: Literal["clip", "damp", "keep"] = "clip"
     horizon: int | Literal["search"] = "search"
     max_horizon: int = 256
     guard: Literal["probe", "finite"] = "probe"
@@ -105,6 +112,7 @@ class KoopmanConfig:
         options = self.fit_options
         self._store("delays", options.delays)
         self._store("rank", options.rank)
+        self._store("ridge", options.ridge)
         if not isinstance(self.average, bool):
             raise ConfigError(f"average: expected True or False, got {self.average!r}")
         if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):

@@ -62,12 +62,16 @@ class KoopmanOperator:
         partition: Partition | None = None,
         *,
         observables: Literal["state", "increments"] = "increments",
-        rank: int | Literal["auto"] | None = "auto",
+        rank: int | float | Literal["auto", "gavish-donoho"] | None = "auto",
         tolerance: float | None = None,
         delays: int = 1,
+        ridge: float = 0.0,
         symmetric: bool = False,
+        estimator: Literal["least_squares", "forward_backward", "total_least_squares"] = (
+            "least_squares"
+        ),
         method: Literal["gram", "qr"] = "gram",
-        unstable: Literal["clip", "keep"] = "clip",
+        unstable: Literal["clip", "damp", "keep"] = "clip",
     ) -> KoopmanOperator:
         """Fit the operator of each block to recorded states.
 
@@ -82,19 +86,40 @@ class KoopmanOperator:
                 smooth.
             rank: the most directions a block keeps; None for all above the tolerance; "auto" for
                 the number that predicts the window's last third best from its first two, with
-                none (the block stands still) where nothing predicts it.
+                none (the block stands still) where nothing predicts it; a float between 0 and 1
+                for as few as hold that fraction of the energy (the sum of the squared singular
+                values of F); "gavish-donoho" for those above the optimal hard threshold for
+                noise of unknown strength, omega(beta) times the median singular value of F, beta
+                its aspect ratio, omega by the cubic fit of Gavish & Donoho (2014), IEEE Trans.
+                Inf. Theory 60(8). By that rule a single direction is never told from noise: a
+                block with one weight or one pair stands still. The tolerance always applies.
             tolerance: directions whose singular value is below this share of the largest are
                 noise. Default 1e-7 for "gram", 1e-13 for "qr".
             delays: q >= 1 consecutive observables in one (Hankel DMD); momentum needs q >= 2.
+            ridge: Tikhonov regularisation: the operator minimises |U F - F'|^2 + alpha |U|^2 with
+                alpha = ridge * sigma_1^2, sigma_1 the largest singular value of the block's F. A
+                direction of singular value sigma is damped by sigma^2 / (sigma^2 + alpha).
             symmetric: fit a self-adjoint operator (symmetric Procrustes, Higham 1988): real
                 spectrum, as the gradient flow of a loss has near a minimum.
+            estimator: how the operator is fitted to noisy snapshots. "least_squares" (exact DMD, Tu
+                et al. 2014) takes the noise of F for motion, and its eigenvalues shrink.
+                "forward_backward" (Dawson, Hemati, Williams & Rowley 2016, Exp. Fluids 57:42)
+                cancels that against a fit backwards in time, A = (A_f A_b^-1)^(1/2) with the root
+                closest to A_f. "total_least_squares" (Hemati, Rowley, Deem & Cattafesta 2017,
+                Theor. Comput. Fluid Dyn. 31) projects F and F' on the leading right singular
+                vectors of [F; F'] first. A block where one of them does not exist gets least
+                squares: where the backward operator is singular, or has no real root, or more
+                than one that fits (A_f has eigenvalues lambda and -lambda, or no eigenbasis);
+                where those singular vectors have equals beyond the rank. Only least squares goes
+                with ``symmetric``, and no ``ridge`` with "forward_backward".
             method: "gram" squares the observables into Gram matrices, summed in double: one read
                 of the snapshots, and directions below about 1e-7 of the largest are lost. "qr"
                 works on orthogonal factors (TSQR, Demmel et al. 2012), exact to about 1e-15, for
                 several times the work.
             unstable: "clip" moves eigenvalues from outside the unit circle onto it, so that no
                 prediction grows exponentially (where a block's eigenbasis is ill-conditioned, all
-                of its operator is scaled by the spectral radius instead); "keep" leaves the
+                of its operator is scaled by the spectral radius instead); "damp" reflects them
+                inside (lambda / |lambda|^2), so that what grew decays; "keep" leaves the
                 least-squares operator as it is (the paper's).
 
         Raises:
@@ -118,7 +143,9 @@ class KoopmanOperator:
             rank=rank,
             tolerance=tolerance,
             method=method,
+            ridge=ridge,
             symmetric=symmetric,
+            estimator=estimator,
             unstable=unstable,
         )
         states = _ops.as_snapshots(snapshots)
