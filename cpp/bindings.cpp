@@ -57,7 +57,8 @@ OperatorArrays arrays_from(const py::tuple& a) {
           at<const int64_t>(p(3)), at<int32_t>(p(4)),       at<int64_t>(p(5)),
           at<int32_t>(p(6)),       at<double>(p(7)),        at<double>(p(8)),
           at<double>(p(9)),        at<double>(p(10)),       at<double>(p(11)),
-          at<double>(p(12)),       at<double>(p(13)),       at<double>(p(14))};
+          at<double>(p(12)),       at<double>(p(13)),       at<double>(p(14)),
+          at<double>(p(15))};
 }
 
 FittedBlocks fitted(const OperatorArrays& a) {

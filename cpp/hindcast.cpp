@@ -19,12 +19,21 @@ std::set<int64_t> candidate_ranks(int64_t limit) {
   return ranks;
 }
 
+double trusted_intervals(const Matrix& predicted, const Matrix& truth) {
+  constexpr double kBound = kTrustedError * kTrustedError;
+  int64_t t = 0;
+  while (t < truth.cols() &&
+         (predicted.col(t) - truth.col(t)).squaredNorm() <= kBound * truth.col(t).squaredNorm())
+    ++t;
+  return static_cast<double>(t);
+}
+
 }  // namespace
 
 int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
-                 double& error) {
+                 double& error, double& trusted) {
   const int64_t pairs = h.cols() - 1, s = shape.rows;
-  error = std::numeric_limits<double>::quiet_NaN();
+  error = trusted = std::numeric_limits<double>::quiet_NaN();
   if (pairs < 3) return limit;
   const int64_t tail = std::max<int64_t>(1, pairs / 3), split = pairs - tail;
   const auto head = h.leftCols(split + 1);
@@ -38,6 +47,7 @@ int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& opt
     truth.colwise() -= now;
   const double scale = truth.squaredNorm();
   error = 1;
+  trusted = 0;
   int64_t best = 0;
   if (!(scale > 0)) return best;
   Matrix predicted(s, tail);
@@ -65,6 +75,7 @@ int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& opt
     if (own < error) {  // a NaN compares false: a diverging rank is never the best
       error = own;
       best = candidate;
+      trusted = trusted_intervals(predicted, truth);
     }
   }
   return best;

@@ -62,7 +62,7 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   std::fill_n(sigma_out, capacity, 0.0);
   out.rank[i] = 0;
   out.diagonal[i] = 1;
-  out.hindcast_error[i] = kNaN;
+  out.hindcast_error[i] = out.trusted_horizon[i] = kNaN;
 
   const Matrix o = observed(s, table, b, form, coordinates, options.increments);
   if (!o.allFinite()) {
@@ -73,7 +73,7 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   const BlockShape shape{o.rows(), table.block_size(b)};
   int64_t limit = capacity;
   if (options.rank_rule == RankRule::hindcast)
-    limit = hindcast(h, shape, options, limit, out.hindcast_error[i]);
+    limit = hindcast(h, shape, options, limit, out.hindcast_error[i], out.trusted_horizon[i]);
   const Reduced fit = reduce(h, shape, options, limit);
   const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
   std::copy_n(fit.sigma.data(), shown, sigma_out);

@@ -66,6 +66,7 @@ struct OperatorArrays {
   int64_t* rank;                  // (count,)
   int32_t* diagonal;              // (count,) whether the eigenbasis is fit to compute with
   double* hindcast_error;         // (count,) NaN where none was made
+  double* trusted_horizon;        // (count,) the same, in recorded intervals
   double* singular_values;        // of F, the first `capacity` ones
   double* operators;
   double* start;

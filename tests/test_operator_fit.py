@@ -192,6 +192,21 @@ def test_hindcast_is_the_error_of_the_operator_that_predicts(estimator, n):
     assert float(operator.hindcast_error[0]) == pytest.approx(errors[best], rel=1e-6)
 
 
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_trusted_horizon_ends_where_the_hindcast_fails(n):
+    # A decay that starts anew at snapshot 24: the hindcast, from snapshot 19 on, cannot know.
+    t = torch.arange(28, dtype=torch.float64)
+    steps = torch.where(t < 24, 0.9**t, 1.0)[:, None] * torch.ones(1, n)
+    operator = KoopmanOperator.fit(steps.cumsum(0))
+    assert operator.rank.tolist() == [1]
+    assert operator.trusted_horizon.tolist() == [4.0]
+    assert math.isnan(float(KoopmanOperator.fit(steps, rank=1).trusted_horizon[0]))
+    lost = KoopmanOperator.fit(cases.random_walk(24, 400))
+    assert lost.trusted_horizon.tolist() == [0.0]
+    whole = KoopmanOperator.fit(cases.SYSTEMS[0].states(n, range(M)))  # 18 pairs, 6 predicted
+    assert whole.trusted_horizon.tolist() == [6.0]
+
+
 def test_a_long_drift_does_not_drown_its_steps():
     # Increments are factored as such: a window's whole drift, squared, would be its noise.
     generator = torch.Generator().manual_seed(0)
@@ -286,6 +301,7 @@ def test_native_agrees_with_the_twin(problem, method):
         twin = _reference.fit_block(states, tolerance=1e-4, **options)
         assert int(operator.status[b]) == twin.status
         assert int(operator.rank[b]) == twin.rank
+        assert str(float(operator.trusted_horizon[b])) == str(twin.trusted_horizon)  # NaN or equal
         assert_same_spectrum(operator.eigenvalues_of(b), twin.eigenvalues, tolerance=1e-4)
         expected = _reference.predict_block(twin, horizons)
         got = _reference.gather(predicted, segments)

@@ -98,6 +98,7 @@ class FittedBlocks:
     rank: Tensor  # int64 (n_blocks,)
     diagonal: Tensor  # int32 (n_blocks,)
     hindcast_error: Tensor  # float64 (n_blocks,)
+    trusted_horizon: Tensor  # float64 (n_blocks,)
     singular_values: Tensor  # float64
     singular_offsets: Tensor  # int64 (n_blocks + 1,)
     operators: Tensor  # float64
@@ -108,7 +109,7 @@ class FittedBlocks:
     amplitudes: Tensor  # complex128
 
     _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
-    _RESULTS = ("status", "rank", "diagonal", "hindcast_error")
+    _RESULTS = ("status", "rank", "diagonal", "hindcast_error", "trusted_horizon")
     _PACKED = (
         "singular_values",
         "operators",
@@ -317,6 +318,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         rank=torch.zeros(count, dtype=torch.int64),
         diagonal=torch.empty(count, dtype=torch.int32),
         hindcast_error=torch.empty(count, dtype=real),
+        trusted_horizon=torch.empty(count, dtype=real),
         singular_values=torch.empty(vectors, dtype=real),
         singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))),
         operators=torch.empty(matrices, dtype=real),

@@ -53,6 +53,7 @@ class BlockFit:
     lift: Tensor  # (n_b, k) Phi, after clipping if asked for
     eigenvalues: Tensor  # (k,) complex128, after clipping if asked for
     hindcast_error: float  # NaN where none was made
+    trusted_horizon: float  # the same
 
     @property
     def rank(self) -> int:
@@ -106,23 +107,23 @@ def fit_block(
     empty = torch.zeros(0, dtype=torch.float64)
     nothing = empty.reshape(0, 0), empty, states.new_zeros(n_b, 0), empty.to(torch.complex128)
 
-    def without_operator(status: int, singular_values: Tensor, error: float) -> BlockFit:
-        return BlockFit(status, observables, states[-1], singular_values, *nothing, error)
+    def without_operator(status: int, singular_values: Tensor, *hindcasted: float) -> BlockFit:
+        return BlockFit(status, observables, states[-1], singular_values, *nothing, *hindcasted)
 
     if not bool(torch.isfinite(states).all()):
-        return without_operator(NON_FINITE, empty, math.nan)
+        return without_operator(NON_FINITE, empty, math.nan, math.nan)
     h = embed(observe(states, observables), delays)
     cut = DEFAULT_TOLERANCE["qr"] if tolerance is None else tolerance
     chosen = "symmetric" if symmetric else estimator
     wanted = Reduction(n_b, observables, rank, cut, ridge, chosen, unstable)
     limit = rank if isinstance(rank, int) else min(h.shape[0] - 1, h.shape[1])
-    error = math.nan
+    error = trusted = math.nan
     if rank == "auto":
-        limit, error = hindcast(h, limit, wanted)
+        limit, error, trusted = hindcast(h, limit, wanted)
     reduced = reduce(h, limit, wanted)
     operator, lift = reduced.operator, reduced.lift
     if operator.shape[0] == 0:
-        return without_operator(STILL, reduced.singular_values, error)
+        return without_operator(STILL, reduced.singular_values, error, trusted)
     values = torch.linalg.eigvals(operator)
     if unstable != "keep" and bool((values.abs() > 1).any()):
         p = shrinker(operator, unstable)
@@ -138,6 +139,7 @@ def fit_block(
         lift,
         values,
         error,
+        trusted,
     )
 
 

@@ -22,6 +22,8 @@ BACKWARD_CONDITION_LIMIT = 1e6
 OPPOSITE_EIGENVALUES = 1e-2
 # Singular values nearer to each other than this leave the vectors that belong to each open.
 SINGULAR_GAP = 1 - 1e-3
+# The most error of a predicted displacement, relative to the displacement, that can be trusted.
+TRUSTED_ERROR = 0.5
 
 
 @dataclass(frozen=True)
@@ -170,25 +172,32 @@ def candidate_ranks(limit: int) -> list[int]:
     return sorted({*ranks, limit} - {0})
 
 
-def hindcast(h: Tensor, limit: int, wanted: Reduction) -> tuple[int, float]:
-    """The rank that predicts the last third of the window best from the first two, and its error.
+def trusted_intervals(predicted: Tensor, truth: Tensor) -> float:
+    """How many recorded intervals (rows) are predicted to TRUSTED_ERROR of their displacement."""
+    good = (predicted - truth).norm(dim=1) <= TRUSTED_ERROR * truth.norm(dim=1)
+    return float(good.long().cumprod(0).sum())
+
+
+def hindcast(h: Tensor, limit: int, wanted: Reduction) -> tuple[int, float, float]:
+    """The rank that predicts the last third of the window best from the first two, its error, and
+    the horizon up to which that prediction can be trusted.
 
     The error is that of the predicted displacement, relative to the displacement itself, over all
     predicted snapshots (root of the summed squares). Rank 0 (stand still, error 1) wins where no
-    operator does better. Windows of fewer than 3 pairs cannot be split: (limit, NaN).
+    operator does better. Windows of fewer than 3 pairs cannot be split: (limit, NaN, NaN).
     """
     pairs = h.shape[0] - 1
     if pairs < 3:
-        return limit, math.nan
+        return limit, math.nan, math.nan
     split = pairs - max(1, pairs // 3)
     n_b, state = wanted.n_b, wanted.observables == "state"
     fitted = reduce(h[: split + 1], limit, wanted)
     truth = h[split + 1 :, :n_b]
     truth = truth - h[split, :n_b] if state else truth.cumsum(0)
     scale = float((truth**2).sum())
-    best_rank, best_error = 0, 1.0
+    best_rank, best_error, trusted = 0, 1.0, 0.0
     if scale == 0:
-        return best_rank, best_error
+        return best_rank, best_error, trusted
     nested = wanted.estimator in ("least_squares", "symmetric")
     for candidate in candidate_ranks(fitted.operator.shape[0]):
         if not nested:
@@ -211,4 +220,5 @@ def hindcast(h: Tensor, limit: int, wanted: Reduction) -> tuple[int, float]:
         error = math.sqrt(float(((predicted - truth) ** 2).sum()) / scale)
         if error < best_error:  # NaN compares false: a diverging rank is never the best
             best_rank, best_error = candidate, error
-    return best_rank, best_error
+            trusted = trusted_intervals(predicted, truth)
+    return best_rank, best_error, trusted

@@ -37,6 +37,10 @@ class KoopmanOperator:
         hindcast_error: float64, (n_blocks,): relative error of the displacement predicted for the
             window's last third from its first two; 1 where standing still did best, NaN where no
             hindcast was made (``rank`` given, or a window too short to split).
+        trusted_horizon: float64, (n_blocks,): recorded intervals up to which, in that hindcast,
+            the predicted displacement was wrong by at most half of the true one at every single
+            interval; at most as many as were predicted, 0 where not even the first, NaN where no
+            hindcast was made.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class KoopmanOperator:
         self.status = self._fitted.status
         self.rank = self._fitted.rank
         self.hindcast_error = self._fitted.hindcast_error
+        self.trusted_horizon = self._fitted.trusted_horizon
 
     @classmethod
     def fit(
