@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _ops
+from koopfast import _ops, _spectrum
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
 from koopfast.errors import ConfigError
 from koopfast.partition import Partition
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["KoopmanOperator"]
 
@@ -268,6 +271,60 @@ class KoopmanOperator:
         """The leading singular values of a block's observables, descending, float64."""
         first, end = self._fitted.singular_offsets[block : block + 2].tolist()
         return self._fitted.singular_values[first:end]
+
+    def modes_of(self, block: int, *, expand: bool = False) -> Tensor:
+        """Koopman modes of one block, a column each, complex128; NaN without an eigenbasis.
+
+        With eigenvalues lambda_i and :meth:`amplitudes_of` a_i, mode i contributes
+        ``mode_i a_i lambda_i^(T-1)`` to "state" predictions, and
+        ``mode_i a_i (1 + lambda_i + ... + lambda_i^(T-1))`` to the displacement that is predicted
+        from "increments". Modes are Phi W (exact DMD, Tu et al. 2014), the columns of W of unit
+        length.
+
+        Args:
+            block: which one.
+            expand: give weights, (n_b, rank), in the order of the block's segments. Otherwise a
+                block of more weights than snapshots gives (m, rank) coefficients, with which the
+                snapshots are to be summed; reading no snapshot, that costs nothing of their size.
+                A smaller block keeps weights, and gives them in either case.
+        """
+        own = _spectrum.modes(self._fitted, block)
+        if not expand or not self._fitted.dual[block]:
+            return own
+        return _spectrum.expanded(own, self._snapshots, self.partition.block(block))
+
+    def amplitudes_of(self, block: int) -> Tensor:
+        """How much of each mode the last snapshot holds, (rank,) complex128.
+
+        NaN where the block has no well-conditioned eigenbasis. See :meth:`modes_of`.
+        """
+        return _spectrum.amplitudes(self._fitted, block)
+
+    def time_constants_of(self, block: int) -> Tensor:
+        """Recorded intervals in which each mode falls to 1/e, -1 / log |lambda|, (rank,) float64.
+
+        Infinite on the unit circle; outside it negative, the time in which the mode grows by e.
+        """
+        return _spectrum.time_constants(self.eigenvalues_of(block))
+
+    def plot(self) -> Figure:
+        """A new matplotlib figure of all eigenvalues and the unit circle.
+
+        It belongs to nobody: save it with ``savefig``, or show it by returning it in a notebook.
+
+        Raises:
+            KoopfastError: matplotlib is not installed (``pip install 'koopfast[plots]'``).
+        """
+        from koopfast import report
+
+        with report.drawing_style():
+            figure = report.new_figure(4.2, 4.2)
+            ax = figure.subplots()
+            thinned = report.plot_eigenvalues(ax, self)
+            ax.set(ylabel="imaginary part", title=f"{self.n_blocks} blocks, {self.observables}")
+            if thinned:
+                ax.set_title(f"{self.n_blocks} blocks, {self.observables}, not all drawn")
+        return figure
 
     def __repr__(self) -> str:
         still = int((self.status == STILL).sum())

@@ -52,6 +52,7 @@ __all__ = [
     "log_scale",
     "machine",
     "new_figure",
+    "plot_eigenvalues",
     "save_page",
     "settings_table",
     "to_svg",
@@ -195,7 +196,7 @@ def _needed(package: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise KoopfastError(
-            f"a report needs {package}, which cannot be imported ({error}); "
+            f"reports and figures need {package}, which cannot be imported ({error}); "
             f"pip install 'koopfast[plots]'"
         ) from error
 
@@ -388,7 +389,7 @@ def draw_eigenvalues(operators: Sequence[tuple[str, KoopmanOperator]], name: str
     axes = figure.subplots(1, columns, squeeze=False)[0]
     thinned = False
     for ax, (label, operator) in zip(axes, operators, strict=False):
-        thinned |= _plot_eigenvalues(ax, operator)
+        thinned |= plot_eigenvalues(ax, operator)
         ax.set_title(label)
     for ax in axes[len(operators) :]:
         ax.set_axis_off()
@@ -402,8 +403,8 @@ def draw_eigenvalues(operators: Sequence[tuple[str, KoopmanOperator]], name: str
     return Drawing(to_svg(figure, f"{name}-eigenvalues"), caption)
 
 
-def _plot_eigenvalues(ax: Axes, operator: KoopmanOperator) -> bool:
-    """Returns True if not all of them were drawn."""
+def plot_eigenvalues(ax: Axes, operator: KoopmanOperator) -> bool:
+    """The unit circle and the eigenvalues; returns True if not all of them were drawn."""
     values = operator.eigenvalues.detach().cpu()
     values = values[torch.isfinite(values.real) & torch.isfinite(values.imag)]
     every = math.ceil(len(values) / _MOST_POINTS) or 1
