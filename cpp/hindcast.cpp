@@ -54,7 +54,6 @@ int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& opt
   const bool nested =
       options.estimator == Estimator::least_squares || options.estimator == Estimator::symmetric;
   for (const int64_t candidate : candidate_ranks(fit.op.rows())) {
-    // The leading part of these operators is the operator of a lower rank.
     if (!nested) fit = reduce(head, shape, options, candidate);
     const int64_t rank = std::min<int64_t>(candidate, fit.op.rows());
     Matrix a = fit.op.topLeftCorner(rank, rank);
