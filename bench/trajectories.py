@@ -20,7 +20,7 @@ def decaying(m: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def rotating(m: int, blocks: int, size: int, order: int) -> Tensor:
-    """Every block its own x_{t+1} = U x_t of the given order <= size, eigenvalues on the unit circle.
+    """Every block its own x_{t+1} = U x_t of that order, all eigenvalues on the unit circle.
 
     The motion neither grows nor dies out, so that a prediction far ahead can be compared; the
     angles are spread evenly, so that every formulation of the fit is well conditioned.
