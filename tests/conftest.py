@@ -2,6 +2,7 @@
 """Devices to run on: the CPU, and CUDA where it is usable.
 
 KOOPFAST_REQUIRE_CUDA=1 makes a run without a usable GPU fail instead of passing on the CPU alone.
+KOOPFAST_TEST_THREADS=3 runs everything on as many threads (tests/sanitize.sh does).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 
 # The networks of the tests are so small that a second thread costs more than it brings; what many
 # threads must not change has tests of its own.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("KOOPFAST_TEST_THREADS", "1")))
 
 
 def _devices() -> list[str]:
