@@ -21,7 +21,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo test bench lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo test bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,8 +35,14 @@ test: $(INSTALLED) ## tests and docstring examples, on the installed package (PY
 	$(BIN)/pytest $(PYTEST_ARGS)
 	$(BIN)/pytest --doctest-modules --pyargs koopfast
 
-bench: $(INSTALLED) ## benchmarks (BENCH_ARGS)
-	$(BIN)/pytest bench --benchmark-only $(BENCH_ARGS)
+bench: $(INSTALLED) ## benchmarks, scaling studies, peers, and out/bench/report.html (BENCH_ARGS)
+	mkdir -p build/bench && rm -f build/bench/raw.json
+	$(BIN)/pytest bench --benchmark-json=build/bench/raw.json $(BENCH_ARGS); failed=$$?; \
+	  $(BIN)/python bench/page.py build/bench/raw.json out/bench && exit $$failed
+
+sanitize: $(INSTALLED) ## native tests under the address, undefined-behaviour and thread sanitizers
+	BIN=$(BIN) tests/sanitize.sh address
+	BIN=$(BIN) tests/sanitize.sh thread
 
 lint: lint-python lint-types lint-stubs lint-cpp ## every static check
 	$(BIN)/pre-commit validate-config

@@ -2,8 +2,8 @@
 """Fit and prediction against others' ways to the same weights, checked equal first.
 
 `extra_info` holds the fastest peer, the median over rounds of its time over ours in the same round
-(`speed_up`), the aim (`target`) and whether it was `reached`. Only what holds with a wide margin is
-asserted: `at_least`.
+(`speed_up`), the aim (`target`) and whether it was `reached`. Only what holds with a wide margin
+on a busy machine is asserted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TestOneBlock:
         named = {"PyDMD's DMD": lambda: peers.by_pydmd(array, self.HORIZON, 10)}
         reached = against_peers(benchmark, ours, named, target=60, rounds=3)
         run(benchmark, ours, bytes=2 * tall.nbytes + tall[0].nbytes, shape=list(tall.shape))
-        assert reached >= 15
+        assert reached >= 30
 
     def test_method_of_snapshots(self, benchmark, tall):
         ours, array = self.ours(tall), tall.numpy()

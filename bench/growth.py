@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,6 +72,16 @@ def interval(x: Sequence[float], samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def study(
     benchmark: Any,
     work_at: Callable[[Any], Work],
@@ -83,21 +94,25 @@ def study(
     why: str,
     cost: str = "seconds",
     rounds: int = 9,
+    steps: int = 1,
 ) -> Study:
     """Measure `work_at(size)` at every size, note the study in the benchmark's extra_info.
+
+    Work that makes several `steps` counts with its share a step.
 
     pytest-benchmark itself times the largest size. Check the result with :meth:`Study.check`.
 
     On one thread: handing work to a second has a cost of its own, which grows with nothing and on
     a busy machine hides what does.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     works = [work_at(value) for value in x]
-    if cost == "bytes":
-        samples = np.array([[peak_bytes(work) for work in works] for _ in range(rounds)], float)
-    else:
-        samples = in_turns(works, rounds=rounds)
+    with _one_thread():
+        if cost == "bytes":
+            samples = np.array([[peak_bytes(work) for work in works] for _ in range(rounds)], float)
+        else:
+            samples = in_turns(works, rounds=rounds)
+        benchmark.pedantic(works[-1], rounds=3, iterations=1)
+    samples = samples / steps
     low, median, high = np.quantile(samples, [0.25, 0.5, 0.75], axis=0)
     done = Study(
         title=title,
@@ -114,6 +129,4 @@ def study(
         why=why,
     )
     benchmark.extra_info["study"] = asdict(done)
-    benchmark.pedantic(works[-1], rounds=3, iterations=1)
-    torch.set_num_threads(threads)
     return done

@@ -11,6 +11,9 @@ import numpy as np
 
 Work = Callable[[], Any]
 
+# Longer than OpenBLAS and OpenMP keep idle threads spinning.
+_SETTLE = 0.05
+
 
 def seconds(work: Work) -> float:
     start = time.perf_counter()
@@ -18,16 +21,26 @@ def seconds(work: Work) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(works: Sequence[Work], *, rounds: int) -> np.ndarray:
-    """Seconds of each work in each round, (rounds, len(works)), after one round to warm up."""
+def in_turns(works: Sequence[Work], *, rounds: int, settle: float = 0) -> np.ndarray:
+    """Seconds of each work in each round, (rounds, len(works)), after one round to warm up.
+
+    `settle` seconds pass before each: a library's idle threads go on spinning for tens of
+    milliseconds, and would be timed with the next library's work.
+    """
     for work in works:
         work()
-    return np.array([[seconds(work) for work in works] for _ in range(rounds)])
+
+    def settled(work: Work) -> float:
+        time.sleep(settle)
+        return seconds(work)
+
+    return np.array([[settled(work) for work in works] for _ in range(rounds)])
 
 
-def speed_up(ours: Work, baseline: Work, *, rounds: int = 7) -> float:
+def speed_up(ours: Work, baseline: Work, *, rounds: int = 7, settle: float = _SETTLE) -> float:
     """Median of baseline over median of ours, after one round to warm up."""
-    ours_seconds, baseline_seconds = np.median(in_turns([ours, baseline], rounds=rounds), axis=0)
+    times = in_turns([ours, baseline], rounds=rounds, settle=settle)
+    ours_seconds, baseline_seconds = np.median(times, axis=0)
     return float(baseline_seconds / ours_seconds)
 
 
@@ -58,7 +71,7 @@ def against_peers(
     Each round times all of them; the figure is the median over rounds of the ratio within one.
     `share` is how much of the work the peers do, where all of it would take too long.
     """
-    times = in_turns([ours, *peers.values()], rounds=rounds)
+    times = in_turns([ours, *peers.values()], rounds=rounds, settle=_SETTLE)
     medians = np.median(times[:, 1:], axis=0) / share
     fastest = int(np.argmin(medians))
     low, reached, high = np.quantile(times[:, 1 + fastest] / times[:, 0] / share, [0.25, 0.5, 0.75])
