@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+_Result = TypeVar("_Result")
 
 # Rounding of the result to its dtype, in units of its largest entry.
 ROUNDING = {
@@ -32,6 +37,19 @@ def assert_rows_close(
     bound = 2 * ROUNDING[actual.dtype] + 1e-14 * condition * max(1.0, steps)
     error = relative_error(actual, expected)
     assert error <= bound, f"relative error {error:.2e}, allowed {bound:.2e}"
+
+
+def on_threads(counts: Sequence[int], work: Callable[[], _Result]) -> list[_Result]:
+    """What ``work`` returns with each of these thread counts."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in counts:
+            torch.set_num_threads(threads)
+            results.append(work())
+    finally:
+        torch.set_num_threads(before)
+    return results
 
 
 def assert_same_spectrum(actual: Tensor, expected: Tensor, *, tolerance: float) -> None:

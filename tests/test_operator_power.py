@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cases
-from compare import assert_rows_close, assert_same_spectrum, relative_error
+from compare import assert_rows_close, assert_same_spectrum, on_threads, relative_error
 from koopfast import KoopmanOperator, Partition, _reference
 
 OBSERVABLES = ("state", "increments")
@@ -280,13 +280,8 @@ def test_jumps_compose():
 def test_the_same_to_the_last_bit_for_every_thread_count():
     snapshots = cases.random_walk(12, 60_000, torch.float32)
     partition = cases.mixed(60_000)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(KoopmanOperator.fit(snapshots, partition, rank=3).predict([2.0, 9.0]))
-    finally:
-        torch.set_num_threads(before)
+    results = on_threads(
+        (1, 2, 3), lambda: KoopmanOperator.fit(snapshots, partition, rank=3).predict([2.0, 9.0])
+    )
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cases
+from compare import on_threads
 from koopfast import Partition, _ops, _reference
 
 METHODS = ("gram", "qr")
@@ -126,14 +127,7 @@ def test_a_weight_that_is_not_finite_marks_its_block_alone(method, bad, device):
 def test_the_same_to_the_last_bit_for_every_thread_count(method):
     snapshots = cases.random_walk(7, 100_003, torch.float32)
     partition = cases.mixed(100_003)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(factor(snapshots, partition, method=method))
-    finally:
-        torch.set_num_threads(before)
+    results = on_threads((1, 2, 5), lambda: factor(snapshots, partition, method=method))
     for sigma, coordinates in results[1:]:
         assert torch.equal(sigma, results[0][0])
         assert torch.equal(coordinates, results[0][1])

@@ -328,33 +328,35 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         eigenvectors=torch.empty(matrices, dtype=pairs),
         amplitudes=torch.empty(vectors, dtype=pairs),
     )
-    arrays = table.to(torch.device("cpu"))
-    host = snapshots.cpu() if not bool(dual.all()) else snapshots
+    # Where a host copy is needed, it is made once, not again for every batch.
+    in_place = options.method == "gram" and _native_device(snapshots) is not None
+    host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
+    source = snapshots if in_place else host
     # Coordinates of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
     batch = max(1, _PASS_BYTES // (8 * m * m))
     dual_blocks = torch.nonzero(dual).flatten()
-    for blocks in torch.split(dual_blocks, batch):
-        if len(blocks) > 0:
-            _, coordinates = snapshot_svd(
-                snapshots, table, blocks, increments=options.increments, method=options.method
-            )
-            _fit_blocks(snapshots, arrays, blocks, True, coordinates, options, fitted)
-    blocks = torch.nonzero(~dual).flatten()
-    if len(blocks) > 0:
-        _fit_blocks(host, arrays, blocks, False, torch.empty(0, dtype=real), options, fitted)
+    # (Splitting nothing gives one empty batch: no launch is to see it.)
+    for blocks in torch.split(dual_blocks, batch) if len(dual_blocks) > 0 else ():
+        _, coordinates = snapshot_svd(
+            source, table, blocks, increments=options.increments, method=options.method
+        )
+        _fit_blocks(source, table, blocks, True, coordinates, options, fitted)
+    primal = torch.nonzero(~dual).flatten()
+    _fit_blocks(host, table, primal, False, torch.empty(0, dtype=real), options, fitted)
     return fitted.repacked()
 
 
 def _fit_blocks(
     source: Tensor,
-    arrays: tuple[Tensor, ...],
+    table: BlockTable,
     blocks: Tensor,
     dual: bool,
     coordinates: Tensor,
     options: FitOptions,
     fitted: FittedBlocks,
 ) -> None:
-    """Fit some blocks of one form. The dual form looks at the shape of `source` alone."""
+    """Fit some blocks (maybe none) of one form. The dual form reads the shape of `source` alone."""
+    arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit(
         _view(source),

@@ -32,7 +32,7 @@ _LEAST: dict[str, int] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class KoopmanConfig:
+class KoopmanConfig(FitOptions):
     """How a :class:`~koopfast.KoopmanTrainer` records, fits, jumps and checks.
 
     Three units are kept apart: optimizer *steps*, recorded *snapshots* (one every ``stride``
@@ -84,18 +84,9 @@ class KoopmanConfig:
 
     partition: str | Partition = "layer"
     node_size: int | None = None
-    observables: Literal["state", "increments"] = "increments"
-    delays: int = 1
     window: int = 32
     stride: int = 4
     average: bool = False
-    rank: int | float | Literal["auto", "gavish-donoho"] | None = "auto"
-    tolerance: float | None = None
-    method: Literal["gram", "qr"] = "gram"
-    ridge: float = 0.0
-    symmetric: bool = False
-    estimator: Literal["least_squares", "forward_backward", "total_least_squares"] = "least_squares"
-    unstable: Literal["clip", "damp", "keep"] = "clip"
     horizon: int | Literal["search"] = "search"
     max_horizon: int = 256
     guard: Literal["probe", "finite"] = "probe"
@@ -105,14 +96,11 @@ class KoopmanConfig:
     optimizer_state: Literal["keep", "reset"] = "keep"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field, known in _CHOICES.items():
             check_choice(field, getattr(self, field), known)
         for field, least in _LEAST.items():
             self._store(field, whole(field, getattr(self, field), least))
-        options = self.fit_options
-        self._store("delays", options.delays)
-        self._store("rank", options.rank)
-        self._store("ridge", options.ridge)
         if not isinstance(self.average, bool):
             raise ConfigError(f"average: expected True or False, got {self.average!r}")
         if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):
@@ -247,7 +235,7 @@ class KoopmanConfig:
             )
 
     def _check_window(self) -> None:
-        least = self.fit_options.least_snapshots
+        least = self.least_snapshots
         if self.window < least:
             raise ConfigError(
                 f'window: expected at least {least} snapshots for observables="{self.observables}" '

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ __all__ = ["KoopmanTrainer"]
 # Candidates are predicted together up to this much memory. All eleven of a search fit for ten
 # million float32 weights; for a billion, each row is formed alone and only if it is tried.
 _CANDIDATE_BYTES = 512 * 2**20
+
+_Result = TypeVar("_Result")
 
 
 class KoopmanTrainer:
@@ -189,11 +191,15 @@ class KoopmanTrainer:
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
+        return self._or_restart(lambda: self._count_step(probe))
+
+    def _or_restart(self, work: Callable[[], _Result]) -> _Result:
+        """Do ``work``; should it fail, restart the window and put autograd's mode back."""
         with_gradients = torch.is_grad_enabled()
         try:
-            return self._count_step(probe)
+            return work()
         except BaseException:
-            # An interrupt may strike inside a switch of autograd's mode and leave it switched.
+            # An interrupt may strike inside a switch of that mode and leave it switched.
             torch.set_grad_enabled(with_gradients)
             self._restart_window()
             raise
@@ -238,18 +244,13 @@ class KoopmanTrainer:
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
-        least = self.config.fit_options.least_snapshots
+        least = self.config.least_snapshots
         if self._snapshots.count < least:
             raise ConfigError(
                 f"jump_now: expected at least {least} recorded snapshots, got "
                 f"{self._snapshots.count}; take more optimizer steps first"
             )
-        with_gradients = torch.is_grad_enabled()
-        try:
-            return self._jump(probe)
-        except BaseException:
-            torch.set_grad_enabled(with_gradients)
-            raise
+        return self._or_restart(lambda: self._jump(probe))
 
     def rollback(self) -> None:
         """Undo the last accepted jump and every step since.
@@ -298,7 +299,6 @@ class KoopmanTrainer:
         except BaseException:
             if savepoint is not None and optimizer_state is not None and history is not None:
                 restore_all(savepoint, optimizer_state, history)
-            self._restart_window()
             raise
         finally:
             self._jumping = False
@@ -329,17 +329,9 @@ class KoopmanTrainer:
             verdict = self._guard.judge(self._parameters, predictions, savepoint, probe)
         return JumpRecord(
             step=self.history.counters.optimizer_steps,
-            accepted=verdict.accepted,
-            horizon=verdict.horizon,
-            loss_before=verdict.loss_before,
-            loss_after=verdict.loss_after,
-            candidates=verdict.candidates,
-            kind=verdict.kind,
-            reason=verdict.reason,
-            probe_evaluations=verdict.probe_evaluations,
+            **dataclasses.asdict(verdict),
             seconds_fit=seconds_fit,
             seconds_predict=predictions.seconds,
-            seconds_probe=verdict.seconds_probe,
             rank=Spread.of(operator.rank.cpu().numpy()),
             hindcast_error=Spread.of(operator.hindcast_error.cpu().numpy()),
         )
