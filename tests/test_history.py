@@ -92,4 +92,4 @@ def test_summary_and_repr_tell_the_counts() -> None:
     assert words["last jump"] == "at step 70: nothing moved"
     assert words["last validation"] == "0.9 at step 70"
     assert "1 jumps accepted, 1 refused" in repr(history)
-    assert len(History().summary().splitlines()) == 10
+    assert len(History().summary().splitlines()) == 11

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +39,13 @@ _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
 _PASS_BYTES = 1 << 28
 # Beyond this, doubles no longer count single intervals.
 _FARTHEST = 2.0**53
+_PROCESS = os.getpid()
+
+
+def _threads() -> int:
+    """torch's thread count; one in a forked child, where the parent's OpenMP threads are missing
+    and libgomp would wait for them for ever."""
+    return torch.get_num_threads() if os.getpid() == _PROCESS else 1
 
 
 def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
@@ -249,7 +257,7 @@ def snapshot_gram(
             len(blocks),
             increments,
             grams.data_ptr(),
-            torch.get_num_threads(),
+            _threads(),
             device.type == "cuda",
             _stream(device),
         )
@@ -272,7 +280,7 @@ def snapshot_svd(
     """
     m, count = snapshots.shape[0], len(blocks)
     sigma = torch.empty((count, m), dtype=torch.float64)
-    threads = torch.get_num_threads()
+    threads = _threads()
     if method == "gram":
         source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
         coordinates = snapshot_gram(source, table, blocks, increments=increments).cpu()
@@ -367,7 +375,7 @@ def _fit_blocks(
         coordinates.data_ptr(),
         packed_options(options),
         addresses,
-        torch.get_num_threads(),
+        _threads(),
     )
     for name in FittedBlocks._RESULTS:
         getattr(fitted, name)[blocks] = own[name]
@@ -395,7 +403,7 @@ def operator_power(
         value_offsets.data_ptr(),
         values.data_ptr(),
         base.data_ptr(),
-        torch.get_num_threads(),
+        _threads(),
     )
     del own
     return values, value_offsets, base
@@ -453,7 +461,7 @@ def _combine(
             base.shape[1],
             out.data_ptr(),
             max(out.shape[1], out.stride(0)),
-            torch.get_num_threads(),
+            _threads(),
             device.type == "cuda",
             _stream(device),
         )

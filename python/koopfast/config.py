@@ -73,6 +73,7 @@ class KoopmanConfig(FitOptions):
         warmup: optimizer steps before the first recording.
         cooldown: optimizer steps after a jump before recording begins again.
         optimizer_state: after a jump, "keep" the optimizer's state or "reset" it.
+        max_bytes: most bytes that the snapshots of a window may take; None for no limit.
 
     Raises:
         ConfigError: a field has a value that cannot work; the message names it.
@@ -94,6 +95,7 @@ class KoopmanConfig(FitOptions):
     warmup: int = 0
     cooldown: int = 0
     optimizer_state: Literal["keep", "reset"] = "keep"
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +112,8 @@ class KoopmanConfig(FitOptions):
         if self.horizon != "search":
             hint = ' optimizer steps, or "search"'
             self._store("horizon", whole("horizon", self.horizon, 1, hint))
+        if self.max_bytes is not None:
+            self._store("max_bytes", whole("max_bytes", self.max_bytes, 1, " bytes, or None"))
         self._check_partition()
         self._check_window()
 

@@ -101,7 +101,8 @@ class Counters:
     """Work done so far; each kind of step is counted apart from the others.
 
     ``predicted_steps`` sums the horizons of accepted jumps. A jump that was rolled back stays
-    counted where it was and is counted again in ``jumps_rolled_back``.
+    counted where it was and is counted again in ``jumps_rolled_back``. ``windows_split`` counts
+    windows that began anew because a learning rate was changed or somebody else wrote weights.
     """
 
     optimizer_steps: int = 0
@@ -109,6 +110,7 @@ class Counters:
     jumps_accepted: int = 0
     jumps_refused: int = 0
     jumps_rolled_back: int = 0
+    windows_split: int = 0
     probe_evaluations: int = 0
     seconds_record: float = 0.0
     seconds_fit: float = 0.0
@@ -181,6 +183,7 @@ class History:
             ("jumps accepted", str(c.jumps_accepted)),
             ("jumps refused", str(c.jumps_refused)),
             ("jumps rolled back", str(c.jumps_rolled_back)),
+            ("windows split", str(c.windows_split)),
             ("probe evaluations", str(c.probe_evaluations)),
             ("seconds in record", f"{c.seconds_record:.3f}"),
             ("seconds in fit", f"{c.seconds_fit:.3f}"),

@@ -83,6 +83,7 @@ class SnapshotBuffer:
 
         Raises:
             ParameterChangedError: a parameter was resized, cast, moved or (un)frozen.
+            MemoryError: there is no room for the rows; the message says how much they need.
         """
         if self.full:
             return False
@@ -117,9 +118,20 @@ class SnapshotBuffer:
         return self._count == self.capacity
 
     @property
+    def begun(self) -> bool:
+        """Whether anything was recorded since the last :meth:`clear`."""
+        return self._count > 0 or self._phase > 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated for rows and running sum: 0 before the first call of :meth:`record`."""
         return sum(t.nbytes for t in (self._rows, self._sum) if t is not None)
+
+    @property
+    def nbytes_needed(self) -> int:
+        """Bytes that rows and running sum take once they are allocated."""
+        sums = self._sum_dtype().itemsize if self.average and self.stride > 1 else 0
+        return self.vector.n * (self.capacity * self.vector.dtype.itemsize + sums)
 
     def clear(self) -> None:
         """Forget all rows and a stride that has begun; the memory is kept for the next window."""
@@ -197,17 +209,28 @@ class SnapshotBuffer:
 
     def _allocated(self) -> Tensor:
         if self._rows is None:
-            shape = (self.capacity, self.vector.n)
-            self._rows = torch.empty(shape, dtype=self.vector.dtype, device=self.vector.device)
+            self._rows = self._room((self.capacity, self.vector.n), self.vector.dtype)
         return self._rows
 
     def _running_sum(self) -> Tensor:
         if self._sum is None:
-            # 8 or 11 bits of mantissa would lose the small steps of a long stride.
-            dtype = torch.promote_types(self.vector.dtype, torch.float32)
-            self._sum = torch.empty(self.vector.n, dtype=dtype, device=self.vector.device)
+            self._sum = self._room((self.vector.n,), self._sum_dtype())
             self._sum_views = self.vector.views(self._sum)
         return self._sum
+
+    def _sum_dtype(self) -> torch.dtype:
+        # 8 or 11 bits of mantissa would lose the small steps of a long stride.
+        return torch.promote_types(self.vector.dtype, torch.float32)
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        try:
+            return torch.empty(shape, dtype=dtype, device=self.vector.device)
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            raise MemoryError(
+                f"snapshots: expected room for {self.nbytes_needed} bytes ({self.capacity} "
+                f"snapshots of {self.vector.n} weights) on {self.vector.device}, which it does "
+                "not have; record fewer snapshots or parameters"
+            ) from error
 
     def _checked(self, state: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, int]:
         own = {

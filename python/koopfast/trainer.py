@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -21,8 +22,14 @@ from torch.utils.hooks import RemovableHandle
 from koopfast import _training_loop, _training_state
 from koopfast._files import check_file_name, write_whole
 from koopfast._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
+from koopfast._watch import RateWatch, StepWatch, WeightWatch
 from koopfast.config import KoopmanConfig
-from koopfast.errors import ConfigError, KoopfastError, KoopmanWarning
+from koopfast.errors import (
+    ConfigError,
+    KoopfastError,
+    KoopmanWarning,
+    ParameterChangedError,
+)
 from koopfast.guard import Guard, Probe, Verdict
 from koopfast.history import History, HistoryMark, JumpRecord, Spread
 from koopfast.operator import KoopmanOperator
@@ -102,6 +109,9 @@ class KoopmanTrainer:
         self._parameters = ParameterVector(trainable_parameters(model, optimizer))
         self._partition = config.partition_of(model, self._parameters)
         self._snapshots = self._new_buffer()
+        self._weight_watch = WeightWatch(self._parameters)
+        self._rate_watch = RateWatch(optimizer)
+        self._step_watch = StepWatch(optimizer, self._before_step)
         self._guard = Guard(config.guard, config.probe_gradients)
         self._enabled = True
         self._idle = config.warmup  # optimizer steps before recording goes on
@@ -126,12 +136,17 @@ class KoopmanTrainer:
     def after_step(self, probe: Probe | None = None) -> JumpRecord | None:
         """Count and record one optimizer step; call it after each ``optimizer.step()``.
 
+        A call that no step came before (a ``GradScaler`` skipped it, gradients are still being
+        accumulated) does nothing. A window begins anew when somebody else writes weights between
+        two steps, or when a learning rate changes by more than a tenth from one to the next.
+
         Args:
             probe: returns the loss to judge a jump by, as a float or a tensor with one element;
                 called only when the window is full, with the weights under trial in the model.
                 What it disturbs (gradients, buffers, train/eval modes, global random streams) is
-                put back after each call; of another network that it calls, nothing is. It must
-                not step the optimizer. With ``guard="finite"`` it is not needed.
+                put back after each call; of another network that it calls, nothing is, nor what
+                it takes from an iterator. It must not step the optimizer. With ``guard="finite"``
+                it is not needed.
 
         Returns:
             What became of the jump, if the window was full; otherwise None.
@@ -189,6 +204,12 @@ class KoopmanTrainer:
         if not self._fitting:
             self._after_step(self._hook_probe)
 
+    def _before_step(self) -> None:
+        """The optimizer is about to step: not from a probe, and from the weights it left."""
+        self._refuse_reentry()
+        if not self._step_watch.began and self._weight_watch.compare():
+            self._split_at_write()
+
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
         return self._or_restart(lambda: self._count_step(probe))
@@ -198,6 +219,10 @@ class KoopmanTrainer:
         with_gradients = torch.is_grad_enabled()
         try:
             return work()
+        except ParameterChangedError as error:
+            self._restart_window()
+            step = self.history.counters.optimizer_steps
+            raise ParameterChangedError(f"step {step}: {error}") from None
         except BaseException:
             # An interrupt may strike inside a switch of that mode and leave it switched.
             torch.set_grad_enabled(with_gradients)
@@ -205,19 +230,34 @@ class KoopmanTrainer:
             raise
 
     def _count_step(self, probe: Probe | None) -> JumpRecord | None:
+        if not self._step_watch.stepped():
+            self._parameters.check_unchanged()
+            return None
         counters = self.history.counters
         counters.optimizer_steps += 1
+        rate_changed = self._rate_watch.changed()
         if not self._enabled:
             return None
         if self._idle > 0:
             self._idle -= 1
             return None
+        if rate_changed and self._snapshots.begun:
+            self._split_window()
         # On CUDA this is the time to enqueue the copy: waiting for it would slow training down.
         started = perf_counter()
-        stored = self._snapshots.record()
+        try:
+            stored = self._snapshots.record()
+        except MemoryError as error:
+            self.enabled = False
+            self._warn("no_room", f"{error}; this trainer switched itself off")
+            return None
         self._lag = 0 if stored else self._lag + 1
+        self._weight_watch.note()
         counters.seconds_record += perf_counter() - started
         if not self._snapshots.full:
+            return None
+        if self._weight_watch.broken():
+            self._split_at_write()
             return None
         if probe is None and self.config.guard == "probe":
             self._restart_window()
@@ -244,6 +284,9 @@ class KoopmanTrainer:
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
+        written = not self._step_watch.began and self._weight_watch.compare()
+        if written or self._weight_watch.broken():
+            self._split_at_write()
         least = self.config.least_snapshots
         if self._snapshots.count < least:
             raise ConfigError(
@@ -279,16 +322,10 @@ class KoopmanTrainer:
         history: HistoryMark | None = None
         savepoint: Savepoint | None = None
         optimizer_state: OptimizerState | None = None
-        step_guard: RemovableHandle | None = None
         self._jumping = True
         try:
             history = HistoryMark(self.history)
             self._parameters.check_unchanged(self._model)
-            if hasattr(self._optimizer, "register_step_pre_hook"):
-                # A step of the probe's would write to the optimizer's state in place.
-                step_guard = self._optimizer.register_step_pre_hook(
-                    lambda *_: self._refuse_reentry()
-                )
             optimizer_state = OptimizerState(self._optimizer, copy=False)
             savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
             record = self._attempt(probe, savepoint)
@@ -302,8 +339,6 @@ class KoopmanTrainer:
             raise
         finally:
             self._jumping = False
-            if step_guard is not None:
-                step_guard.remove()
         self._rollback = rollback
         self._restart_window()
         self._warn_of_newcomers()
@@ -316,19 +351,27 @@ class KoopmanTrainer:
     def _attempt(self, probe: Probe | None, savepoint: Savepoint) -> JumpRecord:
         """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
         config = self.config
+        step = self.history.counters.optimizer_steps
         horizons = _horizons(config, self._snapshots.count)
         started = perf_counter()
-        operator = KoopmanOperator.fit(
-            self._snapshots.snapshots, self._partition, **dataclasses.asdict(config.fit_options)
-        )
-        seconds_fit = perf_counter() - started
-        self.operator = operator
-        predictions = _Predictions(self._snapshots, operator, horizons, self._lag)
-        verdict = _refusal(operator)
-        if verdict is None:
-            verdict = self._guard.judge(self._parameters, predictions, savepoint, probe)
+        try:
+            with _fit_failures():
+                operator = KoopmanOperator.fit(
+                    self._snapshots.snapshots,
+                    self._partition,
+                    **dataclasses.asdict(config.fit_options),
+                )
+            seconds_fit = perf_counter() - started
+            self.operator = operator
+            predictions = _Predictions(self._snapshots, operator, horizons, self._lag)
+            verdict = _refusal(operator)
+            if verdict is None:
+                verdict = self._guard.judge(self._parameters, predictions, savepoint, probe)
+        except _FitFailure as failure:
+            verdict = _refused("operator", str(failure))
+            return JumpRecord(step=step, **dataclasses.asdict(verdict))
         return JumpRecord(
-            step=self.history.counters.optimizer_steps,
+            step=step,
             **dataclasses.asdict(verdict),
             seconds_fit=seconds_fit,
             seconds_predict=predictions.seconds,
@@ -370,13 +413,38 @@ class KoopmanTrainer:
 
     def _restart_window(self) -> None:
         self._snapshots.clear()
+        self._weight_watch.forget()
         self._lag = 0
+
+    def _split_window(self) -> None:
+        self._restart_window()
+        self.history.counters.windows_split += 1
+
+    def _split_at_write(self) -> None:
+        self._split_window()
+        self._warn(
+            "written",
+            "the weights were changed between two optimizer steps, after step "
+            f"{self.history.counters.optimizer_steps}: expected those that the step left, got "
+            "others (an average swapped in, a checkpoint loaded); the window began anew. Where "
+            "this belongs to each step, call after_step() after it instead of attach()",
+        )
 
     def _new_buffer(self) -> SnapshotBuffer:
         config = self.config
-        return SnapshotBuffer(
+        buffer = SnapshotBuffer(
             self._parameters, config.window, stride=config.stride, average=config.average
         )
+        needed, most = buffer.nbytes_needed, config.max_bytes
+        if most is not None and needed > most:
+            row = self._parameters.n * self._parameters.dtype.itemsize
+            fits = config.window + (most - needed) // row
+            raise ConfigError(
+                f"max_bytes: expected room for {config.window} snapshots of {self._parameters.n} "
+                f"weights, {needed} bytes, got {most}; record fewer snapshots (window={fits}) or "
+                "freeze parameters that need no prediction"
+            )
+        return buffer
 
     def _warn(self, kind: str, message: str) -> None:
         """Warn, once for each kind; last of all, since a warning may be made an exception."""
@@ -502,6 +570,9 @@ class KoopmanTrainer:
         self._guard.needs_gradients = loaded.needs_gradients
         self._warned = loaded.warned
         self._rollback = None
+        self._weight_watch.forget()
+        if snapshots.begun:
+            self._weight_watch.note()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -542,7 +613,8 @@ class _Predictions:
             group = self._horizons[first : first + size]
             started = perf_counter()
             # Horizons count from now, the operator's powers from the last snapshot.
-            rows = self._operator.predict([(h + self._lag) / self._stride for h in group])
+            with _fit_failures():
+                rows = self._operator.predict([(h + self._lag) / self._stride for h in group])
             self.seconds += perf_counter() - started
             yield from zip(group, rows, strict=True)
 
@@ -566,7 +638,25 @@ def _refusal(operator: KoopmanOperator) -> Verdict | None:
     reason = operator.failure()
     if reason is None:
         return None
-    return Verdict(False, 0, None, None, (), "still" if operator.ok else "operator", reason)
+    return _refused("still" if operator.ok else "operator", reason)
+
+
+def _refused(kind: str, reason: str) -> Verdict:
+    return Verdict(False, 0, None, None, (), kind, reason)
+
+
+class _FitFailure(Exception):
+    """Fitting or predicting broke off; the message says why."""
+
+
+@contextlib.contextmanager
+def _fit_failures() -> Iterator[None]:
+    """Tell errors of fit and prediction (no memory, say) from those of a probe."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        message = str(error).partition("\n")[0]
+        raise _FitFailure(f"the fit failed: {type(error).__name__}: {message}") from error
 
 
 def _check_arguments(model: Any, optimizer: Any, config: Any) -> None:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What happens between two recorded steps and breaks the dynamics that a window is to show.
+
+Weights that somebody else wrote (an average swapped in, a checkpoint loaded), a learning rate that
+was changed, and calls that no optimizer step stands behind.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from koopfast.parameters import ParameterVector
+
+__all__ = ["RateWatch", "StepWatch", "WeightWatch"]
+
+# Whoever writes weights in the middle of training writes all of them, so a sample shows it: of at
+# most so many parameters, spread over all, so many neighbouring weights each.
+_MOST_PARAMETERS = 64
+_WEIGHTS_EACH = 8
+# A schedule that changes the rate a little at every step is part of the dynamics; a change from one
+# step to the next by more than this share is the end of one dynamics and the beginning of another.
+_RATE_STEP = 0.1
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class StepWatch:
+    """Calls ``before_step`` before each step of an optimizer and knows whether one was taken.
+
+    Holds ``before_step``, a bound method, weakly: the optimizer does not keep its owner alive.
+    Optimizers without hooks are not watched.
+    """
+
+    def __init__(self, optimizer: Any, before_step: Callable[[], None]) -> None:
+        # torch wraps the step() of every class whose __init__ calls Optimizer.__init__.
+        self._sees_steps = hasattr(optimizer, "register_step_pre_hook") and getattr(
+            type(optimizer).step, "hooked", False
+        )
+        #: whether a step began since :meth:`stepped` asked last; True where steps are not seen
+        self.began = not self._sees_steps
+        if not self._sees_steps:
+            return
+        method = weakref.WeakMethod(before_step)
+
+        def hook(*_: Any) -> None:
+            call = method()
+            if call is not None:
+                call()
+                self.began = True
+
+        handle = optimizer.register_step_pre_hook(hook)
+        weakref.finalize(before_step.__self__, handle.remove).atexit = False  # type: ignore[attr-defined]
+
+    def stepped(self) -> bool:
+        """Whether a step began since the last call; always True where steps cannot be seen."""
+        began, self.began = self.began, not self._sees_steps
+        return began
+
+
+class WeightWatch:
+    """Notices weights that changed between one step and the next.
+
+    A sample is compared bit for bit, so an average that is swapped in for a validation and out
+    again is no change. On a device whose answers must be waited for, the comparison is left there
+    until :meth:`broken` asks.
+    """
+
+    def __init__(self, parameters: ParameterVector) -> None:
+        chosen = parameters.parameters
+        spacing = -(-len(chosen) // _MOST_PARAMETERS)
+        self._parameters: Sequence[Tensor] = chosen[::spacing]
+        self._device = parameters.device
+        self._places: list[int] = []
+        self._views: list[Tensor] = []
+        self._seen: Tensor | None = None
+        self._changed: Tensor | None = None
+
+    def note(self) -> None:
+        """The weights are now as the dynamics left them."""
+        self._seen = self._sample()
+
+    def forget(self) -> None:
+        """There is no window that could be broken."""
+        self._seen = self._changed = None
+
+    def compare(self) -> bool:
+        """Compare the weights with those noted; True if they are known to differ."""
+        if self._seen is None:
+            return False
+        sample = self._sample()
+        if sample.dtype != self._seen.dtype or sample.device != self._seen.device:
+            return False  # a cast or a move is reported by the check of the parameters
+        if self._device.type == "cpu":
+            return not torch.equal(sample, self._seen)
+        changed = (sample != self._seen).any()
+        self._changed = changed if self._changed is None else self._changed | changed
+        return False
+
+    def broken(self) -> bool:
+        """Whether a comparison since the last :meth:`forget` found a change; waits for it."""
+        return self._changed is not None and bool(self._changed)
+
+    def _sample(self) -> Tensor:
+        with torch.no_grad():
+            places = [p.data_ptr() for p in self._parameters]
+            if places != self._places:  # also when p.data was exchanged
+                self._views = [_few(p.detach()) for p in self._parameters]
+                self._places = places
+            sample = torch.cat(self._views)
+            sample = torch.view_as_real(sample) if sample.is_complex() else sample
+            return sample.view(_BITS[sample.element_size()])  # NaN equals itself
+
+
+def _few(p: Tensor) -> Tensor:
+    """A view of neighbouring elements in the middle of a parameter, (at most 8,)."""
+    while p.dim() > 1:
+        p = p[p.shape[0] // 2]
+    return p.reshape(-1)[:_WEIGHTS_EACH]
+
+
+class RateWatch:
+    """Notices learning rates that change at once by more than a tenth."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._rates = self._read()
+
+    def changed(self) -> bool:
+        """Whether one has since the last call; a group more or less counts too."""
+        before, self._rates = self._rates, self._read()
+        return len(before) != len(self._rates) or any(
+            abs(now - was) > _RATE_STEP * max(abs(was), abs(now))
+            for was, now in zip(before, self._rates, strict=True)
+        )
+
+    def _read(self) -> list[float]:
+        rates = [group.get("lr", 0.0) for group in self._optimizer.param_groups]
+        # A rate kept on the GPU would have to be waited for at every step.
+        return [
+            0.0 if rate is None or (isinstance(rate, Tensor) and rate.is_cuda) else float(rate)
+            for rate in rates
+        ]
