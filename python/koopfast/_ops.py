@@ -25,7 +25,7 @@ from koopfast import _native
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE
 from koopfast.errors import ConfigError
-from koopfast.partition import Partition
+from koopfast.partition import Partition, repeated
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Estimator of operator_fit.h; 1 is the self-adjoint one.
@@ -83,7 +83,7 @@ class BlockTable:
         offsets, lengths = partition.block_offsets, partition.segment_lengths
         ends = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
         self.sizes = ends[offsets[1:]] - ends[offsets[:-1]]
-        columns = ends[:-1] - ends[offsets[:-1]].repeat_interleave(offsets.diff())
+        columns = ends[:-1] - repeated(ends[offsets[:-1]], offsets.diff())
         self._tensors = tuple(
             t.contiguous() for t in (offsets, partition.segment_starts, lengths, columns)
         )
@@ -165,8 +165,8 @@ def _starts(counts: Tensor) -> Tensor:
 
 def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
     """Indices of counts[b] entries from offsets[b] on, for one b after another."""
-    within = torch.arange(int(counts.sum())) - _starts(counts).repeat_interleave(counts)
-    return offsets.repeat_interleave(counts) + within
+    within = torch.arange(int(counts.sum())) - repeated(_starts(counts), counts)
+    return repeated(offsets, counts) + within
 
 
 def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:

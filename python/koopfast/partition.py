@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -346,7 +347,7 @@ class _Table:
 
     def partition(self, n: int, kind: str) -> Partition:
         counts = _int64(self._block_counts)
-        per_block = torch.repeat_interleave(_int64(self._segment_counts), counts)
+        per_block = repeated(_int64(self._segment_counts), counts)
         offsets = torch.zeros(per_block.numel() + 1, dtype=torch.int64)
         torch.cumsum(per_block, 0, out=offsets[1:])
         table = _joined(offsets, torch.cat(self._starts), torch.cat(self._lengths))
@@ -373,7 +374,7 @@ def _cut(nodes: Partition, size: int) -> Partition:
     """Blocks larger than ``size`` in ceil(block / size) parts that differ by one at most."""
     sizes = nodes.block_sizes
     parts = (sizes + size - 1) // size
-    block = torch.repeat_interleave(torch.arange(nodes.n_blocks), parts)
+    block = repeated(torch.arange(nodes.n_blocks), parts)
     part = torch.arange(block.numel()) - (parts.cumsum(0) - parts)[block]
     # Positions count weights in table order: block after block, segment after segment.
     block_at = sizes.cumsum(0) - sizes
@@ -577,6 +578,15 @@ def _resolve(model: nn.Module, parameters: Parameters | None) -> list[tuple[str,
 
 def _total(named: Sequence[tuple[str, Tensor]]) -> int:
     return sum(p.numel() for _, p in named)
+
+
+def repeated(values: Tensor, counts: Tensor) -> Tensor:
+    """Each of ``values`` as often as ``counts`` says, both (k,) int64 on the CPU.
+
+    torch.repeat_interleave enters an OpenMP region for any size, and waits for ever in a forked
+    child, where the parent's threads are missing.
+    """
+    return torch.from_numpy(np.repeat(values.numpy(), counts.numpy()))
 
 
 def _int64(values: Any) -> Tensor:

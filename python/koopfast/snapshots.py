@@ -74,7 +74,7 @@ class SnapshotBuffer:
         self._count = 0
         self._phase = 0  # calls since the last row was stored
         self._rows: Tensor | None = None
-        self._views: list[list[Tensor] | None] = [None] * self.capacity
+        self._views: dict[int, list[Tensor]] = {}  # row -> its views
         self._sum: Tensor | None = None  # of the calls since then, where they are averaged
         self._sum_views: list[Tensor] = []
 
@@ -200,7 +200,7 @@ class SnapshotBuffer:
 
     def _row_views(self) -> list[Tensor]:
         row = self._count
-        views = self._views[row]
+        views = self._views.get(row)
         if views is None:
             views = self.vector.views(self._allocated()[row])
             if self.capacity * len(self.vector) <= _MOST_VIEWS:

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The failure table, rows 1 to 11: for each row tests named after it.
+
+Each fails without its protection; docs/safety.md lists row, protection and test.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from koopfast import KoopmanConfig, KoopmanOperator, KoopmanTrainer, ParameterChangedError
+from koopfast.errors import KoopmanWarning
+from training_runs import Run, assert_same, everything, noisy_run, smooth_run
+
+FAST: dict[str, Any] = {"window": 6, "stride": 1, "partition": "network", "rank": 3}
+
+
+def watched(run: Run, **overrides: Any) -> KoopmanTrainer:
+    return KoopmanTrainer(run.model, run.optimizer, **{**FAST, **overrides})
+
+
+@contextmanager
+def one_warning(about: str) -> Iterator[None]:
+    """What is done warns once, of ``about``, and in words that say that training goes on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert [w.category for w in caught] == [KoopmanWarning]
+    assert about in str(caught[0].message)
+    assert str(caught[0].message).endswith("; training goes on")
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """All that is never lost; gradient tensors are new at each step."""
+    state = everything(run)
+    del state["gradient ids"]
+    return state
+
+
+# Row 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_or_inf_in_a_snapshot(bad: float) -> None:
+    """The window is refused, training is the plain one, and a healed run jumps again."""
+    run, plain = smooth_run("adam"), smooth_run("adam")
+    trainer = watched(run)
+    healthy = run.model.state_dict()["0.bias"][0].item()
+    for each in (run, plain):
+        each.model[0].bias.data[0] = bad
+    with one_warning("jump refused at step 6: "):
+        run.train(trainer, 12)
+    for _ in range(12):
+        plain.step()
+    for mine, other in zip(run.weights(), plain.weights(), strict=True):
+        assert torch.equal(mine.view(torch.int64), other.view(torch.int64))
+    assert [jump.kind for jump in trainer.history.jumps] == ["operator", "operator"]
+    healed = smooth_run()
+    healed.model[0].bias.data[0] = healthy
+    run.model.load_state_dict(healed.model.state_dict())
+    run.optimizer.state.clear()
+    run.train(trainer, 6)
+    assert trainer.history.jumps[-1].accepted
+
+
+# Row 2
+
+
+def test_exploding_prediction() -> None:
+    """The weights grow by half at each step: far ahead they are finite, enormous and no good."""
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    config = KoopmanConfig.paper(50, "network", window=4).replace(guard="probe")
+    trainer = KoopmanTrainer(model, optimizer, config)
+    for _ in range(4):
+        model.weight.grad = -0.5 * model.weight.detach()
+        optimizer.step()
+        before = model.weight.detach().clone()
+        record = trainer.after_step(lambda: model.weight.abs().sum())
+    assert record is not None
+    assert record.kind == "no_gain"
+    assert 1e6 < record.candidates[0][1] < math.inf
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("guard", ["probe", "finite"])
+def test_non_finite_prediction(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, plain = smooth_run("momentum"), smooth_run("momentum")
+    trainer = watched(run, guard=guard, horizon=10)
+    predict = KoopmanOperator.predict
+    monkeypatch.setattr(KoopmanOperator, "predict", lambda *a: predict(*a) * math.inf)
+    with one_warning("not finite"):
+        run.train(trainer, 12)
+    for _ in range(12):
+        plain.step()
+    assert_same(state_of(run), state_of(plain))
+    assert [jump.kind for jump in trainer.history.jumps] == ["non_finite"] * 2
+
+
+# Row 3
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "adagrad"])
+def test_worse_loss_after_a_jump_with_exact_rollback(optimizer: str) -> None:
+    """Weights, buffers, gradients, optimizer state, modes and random streams: to the last bit."""
+    run = noisy_run(optimizer)
+    trainer = watched(run, optimizer_state="reset")
+    worse = iter(range(100))
+
+    def probe() -> float:
+        run.loss().backward()
+        run.model.eval()
+        return float(next(worse))
+
+    for _ in range(6):
+        run.step()
+        before = everything(run)
+        record = trainer.after_step(probe)
+    assert record is not None
+    assert record.kind == "no_gain"
+    assert len(record.candidates) == 2
+    assert_same(everything(run), before)
+
+
+# Row 4
+
+
+class Odd(nn.Module):
+    """Two weights that move alike, two that stand still, two zeros and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        start = torch.tensor([3.0, 3.0, 2.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+        self.weight = nn.Parameter(start)
+        self.pull = torch.tensor([0.05, 0.05, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+
+    def loss(self) -> Tensor:
+        return (self.pull * self.weight**2).sum()
+
+
+@pytest.mark.parametrize("partition", ["network", "weight"])
+@pytest.mark.parametrize("rank", ["auto", None, 5])
+def test_rank_deficient_constant_or_zero_weights(partition: str, rank: Any) -> None:
+    odd = Odd()
+    optimizer = torch.optim.SGD(odd.parameters(), lr=0.5)
+    trainer = KoopmanTrainer(odd, optimizer, window=8, stride=1, partition=partition, rank=rank)
+    for _ in range(8):
+        optimizer.zero_grad()
+        odd.loss().backward()
+        optimizer.step()
+        record = trainer.after_step(odd.loss)
+    assert record is not None
+    assert record.accepted
+    moved, alike, *rest = odd.weight.tolist()
+    assert abs(moved) < 1e-3
+    assert moved == alike
+    assert rest == [2.0, 2.0, 0.0, 0.0]
+
+
+def test_all_weights_constant() -> None:
+    run = smooth_run()
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    before = run.weights()
+    with one_warning("jump refused at step 6"):
+        run.train(watched(run), 12)
+    assert_same(run.weights(), before)
+
+
+# Row 5
+
+
+def test_empty_or_0_element_parameters() -> None:
+    run = smooth_run()
+    run.model.register_parameter("none", None)
+    run.model.register_parameter("empty", nn.Parameter(torch.empty(0, 3, dtype=torch.float64)))
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+    trainer = watched(run, partition="node")
+    run.train(trainer, 6)
+    assert trainer.history.jumps[0].accepted
+    trainer.load_state_dict(trainer.state_dict())
+
+
+# Row 6
+
+
+def test_skipped_amp_step_at_a_snapshot() -> None:
+    """GradScaler leaves out a step whose gradients overflow: no call records one."""
+    run = smooth_run()
+    trainer = watched(run, window=32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    rows = []
+    for step in range(12):
+        run.optimizer.zero_grad()
+        scaler.scale(run.loss()).backward()
+        if step % 3 == 0:
+            run.model[0].bias.grad[0] = math.inf  # type: ignore[index]
+        scaler.step(run.optimizer)
+        scaler.update()
+        assert trainer.after_step(run.loss) is None
+        if step % 3:
+            rows.append(torch.cat([p.flatten() for p in run.weights()]))
+    assert trainer.history.counters.optimizer_steps == 8
+    assert torch.equal(trainer._snapshots.snapshots, torch.stack(rows))
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_accumulation_at_a_snapshot(attached: bool) -> None:
+    """Three backward passes a step, and a call after each of them: one step, one row."""
+    run = smooth_run()
+    trainer = watched(run, window=32)
+    if attached:
+        trainer.attach(run.loss)
+    for micro in range(12):
+        run.loss().backward()
+        if micro % 3 == 2:
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        if not attached:
+            trainer.after_step(run.loss)
+    assert trainer.history.counters.optimizer_steps == trainer._snapshots.count == 4
+
+
+# Row 7
+
+
+def test_tied_parameters() -> None:
+    """They are one block of numbers, written once, and one parameter afterwards as before."""
+    run = smooth_run()
+    run.model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 1)).double()
+    run.model[2].weight = run.model[0].weight
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+    trainer = watched(run)
+    run.train(trainer, 6)
+    (record,) = trainer.history.jumps
+    assert record.accepted
+    assert run.model[2].weight is run.model[0].weight
+    assert trainer._parameters.n == 9 + 3 + 3 + 4
+    assert run.loss().item() == record.loss_after
+
+
+# Row 8
+
+
+def test_frozen_in_mid_window() -> None:
+    run = smooth_run("adam")
+    trainer = watched(run)
+    run.train(trainer, 3)
+    run.model[2].bias.requires_grad_(False)  # type: ignore[union-attr]
+    run.step()
+    before = everything(run)
+    with pytest.raises(
+        ParameterChangedError,
+        match=r"step 4: parameter '2\.bias': expected requires_grad True .* got False; .* new one",
+    ):
+        trainer.after_step(run.loss)
+    assert_same(everything(run), before)
+
+
+def test_unfrozen_in_mid_window() -> None:
+    run = smooth_run()
+    last = run.model[2].weight
+    last.requires_grad_(False)  # type: ignore[union-attr]
+    trainer = watched(run)
+    run.train(trainer, 3)
+    last.requires_grad_(True)  # type: ignore[union-attr]
+    with one_warning("parameter '2.weight' is trained now"):
+        run.train(trainer, 9)
+    assert trainer.history.counters.jumps_accepted == 2
+
+
+def test_grad_is_none() -> None:
+    """A parameter that no gradient reaches stays what it is, through an accepted jump too."""
+    run = smooth_run()
+    unused = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    run.model.register_parameter("unused", unused)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+    before = unused.detach().clone()
+    trainer = watched(run)
+    run.train(trainer, 6)
+    assert trainer.history.jumps[0].accepted
+    assert unused.grad is None
+    assert torch.equal(unused, before)
+
+
+# Row 9
+
+
+def test_param_group_added_in_mid_window() -> None:
+    run = smooth_run()
+    last = list(run.model[2].parameters())
+    run.optimizer = torch.optim.SGD(run.model[0].parameters(), lr=0.05)
+    trainer = watched(run)
+    run.train(trainer, 3)
+    run.optimizer.add_param_group({"params": last, "lr": 0.01})
+    with one_warning("parameter '2.weight' is trained now but was not"):
+        run.train(trainer, 6)
+    assert trainer.history.counters.windows_split == 1
+    assert trainer.history.jumps[0].step == 9  # six steps after the change, not before
+
+
+def _resize(run: Run) -> None:
+    run.model[2].weight.data = torch.zeros(2, 8, dtype=torch.float64)  # would broadcast
+
+
+def _cast(run: Run) -> None:
+    run.model.float()
+    run.x, run.y = run.x.float(), run.y.float()
+
+
+def _assign(run: Run) -> None:
+    run.model.load_state_dict(copy.deepcopy(run.model.state_dict()), assign=True)
+
+
+def _move(run: Run) -> None:
+    run.model.to("meta")
+    run.x, run.y = run.x.to("meta"), run.y.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("change", "steps", "message"),
+    [
+        (_resize, 0, r"step 3: parameter '2\.weight': expected shape \(1, 8\) .* got \(2, 8\); "),
+        (_cast, 1, r"step 4: parameter '0\.weight': expected dtype .*float64 .* got .*float32; "),
+        (_assign, 3, r"step 6: parameter '0\.weight': .* another parameter object .*; make a new"),
+        (_move, 3, r"step 6: parameter '0\.weight': .* another parameter object .*; make a new"),
+    ],
+)
+def test_parameter_resized_assigned_cast_or_moved_in_mid_window(
+    change: Callable[[Run], None], steps: int, message: str
+) -> None:
+    """Said with parameter, step, expected, actual and remedy; weights are as before.
+
+    Parameter objects that were exchanged are looked for before a jump, not at every step.
+    """
+    run = smooth_run("sgd")
+    trainer = watched(run)
+    run.train(trainer, 3)
+    change(run)
+    for step in range(steps):
+        run.step()
+        if step < steps - 1:
+            trainer.after_step(run.loss)
+    values = [p.detach().clone() for p in run.model.parameters()]
+    with pytest.raises(ParameterChangedError, match=message):
+        trainer.after_step(run.loss)
+    for p, value in zip(run.model.parameters(), values, strict=True):
+        assert p.shape == value.shape
+        assert p.is_meta or torch.equal(p, value)
+    assert trainer.history.jumps == []
+    assert trainer._snapshots.count == 0
+
+
+# Row 10
+
+
+def _average(run: Run) -> None:
+    ema = torch.optim.swa_utils.AveragedModel(smooth_run().model)
+    with torch.no_grad():
+        for p, average in zip(run.model.parameters(), ema.module.parameters(), strict=True):
+            p.copy_(average)
+
+
+def _exchange(run: Run) -> None:
+    for p, other in zip(run.model.parameters(), smooth_run().model.parameters(), strict=True):
+        p.data = other.data.clone()
+
+
+def _write_data(run: Run) -> None:
+    for p in run.model.parameters():
+        p.data.mul_(0.5)  # which no version counter shows
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _average,
+        _exchange,
+        _write_data,
+        lambda run: run.model.load_state_dict(smooth_run().model.state_dict()),
+    ],
+)
+@pytest.mark.parametrize("attached", [False, True])
+def test_weights_loaded_or_written_by_another_in_mid_window(
+    attached: bool, write: Callable[[Run], None]
+) -> None:
+    run = smooth_run("adam")
+    trainer = watched(run)
+    if attached:
+        trainer.attach(run.loss)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            run.step()
+            if not attached:
+                trainer.after_step(run.loss)
+
+    train(4)
+    write(run)
+    with one_warning("after step 4: expected those that the step left, got others"):
+        train(1)
+    assert trainer._snapshots.count == 1
+    train(5)
+    assert [jump.step for jump in trainer.history.jumps] == [10]
+    assert trainer.history.counters.windows_split == 1
+
+
+def test_an_average_swapped_in_for_a_validation_and_out_again_splits_nothing() -> None:
+    run = smooth_run("adam")
+    trainer = watched(run)
+    for _ in range(6):
+        run.step()
+        trainer.after_step(run.loss)
+        kept = run.weights()
+        _average(run)
+        with torch.no_grad():
+            for p, value in zip(run.model.parameters(), kept, strict=True):
+                p.copy_(value)
+    assert [jump.step for jump in trainer.history.jumps] == [6]
+    assert trainer.history.counters.windows_split == 0
+
+
+# Row 11
+
+
+def test_learning_rate_change_in_the_window() -> None:
+    run = smooth_run()
+    trainer = watched(run)
+    run.train(trainer, 4)
+    run.optimizer.param_groups[0]["lr"] *= 0.1
+    run.train(trainer, 5)
+    assert trainer.history.jumps == []
+    assert trainer.history.counters.windows_split == 1
+    run.train(trainer, 1)
+    assert [jump.step for jump in trainer.history.jumps] == [10]
+
+
+def test_a_smooth_schedule_is_part_of_the_dynamics() -> None:
+    run = smooth_run()
+    trainer = watched(run)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, T_max=200)
+    for _ in range(12):
+        run.train(trainer, 1)
+        schedule.step()
+    assert [jump.step for jump in trainer.history.jumps] == [6, 12]
+    assert trainer.history.counters.windows_split == 0
