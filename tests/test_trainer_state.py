@@ -182,6 +182,8 @@ def _spoilt(state: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[st
         (("lag",), 1.0, "expected an integer of 0 or more, got 1.0"),
         (("needs_gradients",), None, "expected True or False, got None"),
         (("warned",), [1], "expected a list of strings"),
+        (("rates",), [None], "expected a list of floats"),
+        (("noted",), 1, r"expected a tensor \(k,\) or None"),
         (("snapshots",), None, "snapshots"),
         (("snapshots", "snapshots"), torch.zeros(2, 3), "snapshots"),
         (("snapshots", "phase"), "one", "snapshots"),

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from koopfast.config import KoopmanConfig
 from koopfast.errors import CheckpointError, ConfigError, KoopfastError
 from koopfast.history import History
@@ -28,6 +30,8 @@ _KEYS = {
     "lag",
     "needs_gradients",
     "warned",
+    "rates",
+    "noted",
 }
 # Differences listed in a message; a thousand of them help nobody.
 _MOST_LISTED = 8
@@ -43,6 +47,8 @@ class TrainingState:
     lag: int
     needs_gradients: bool
     warned: set[str]
+    rates: list[float]
+    noted: Tensor | None
 
 
 def pack(
@@ -56,6 +62,8 @@ def pack(
     lag: int,
     needs_gradients: bool,
     warned: Iterable[str],
+    rates: Iterable[float],
+    noted: Tensor | None,
 ) -> dict[str, Any]:
     """The state as a dict that ``torch.load(weights_only=True)`` reads."""
     return {
@@ -69,6 +77,8 @@ def pack(
         "lag": lag,
         "needs_gradients": needs_gradients,
         "warned": sorted(warned),
+        "rates": list(rates),
+        "noted": noted,
     }
 
 
@@ -115,6 +125,8 @@ def unpack(
         lag=_count(state, "lag"),
         needs_gradients=_flag(state, "needs_gradients"),
         warned=_names(state, "warned"),
+        rates=_rates(state, "rates"),
+        noted=_sample(state, "noted"),
     )
     try:
         snapshots.load_state_dict(state["snapshots"])
@@ -178,3 +190,17 @@ def _names(state: Mapping[str, Any], key: str) -> set[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise CheckpointError(f"state[{key!r}]: expected a list of strings, got {value!r}")
     return set(value)
+
+
+def _rates(state: Mapping[str, Any], key: str) -> list[float]:
+    value = state[key]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, float) for item in value):
+        raise CheckpointError(f"state[{key!r}]: expected a list of floats, got {value!r}")
+    return list(value)
+
+
+def _sample(state: Mapping[str, Any], key: str) -> Tensor | None:
+    value = state[key]
+    if value is not None and not (isinstance(value, Tensor) and value.dim() == 1):
+        raise CheckpointError(f"state[{key!r}]: expected a tensor (k,) or None, got {value!r}")
+    return value

@@ -93,6 +93,8 @@ class WeightWatch:
         if self._seen is None:
             return False
         sample = self._sample()
+        if sample.shape != self._seen.shape:
+            return True
         if sample.dtype != self._seen.dtype or sample.device != self._seen.device:
             return False  # a cast or a move is reported by the check of the parameters
         if self._device.type == "cpu":
@@ -105,6 +107,16 @@ class WeightWatch:
         """Whether a comparison since the last :meth:`forget` found a change; waits for it."""
         return self._changed is not None and bool(self._changed)
 
+    @property
+    def noted(self) -> Tensor | None:
+        """What :meth:`compare` compares with, to be saved; nothing equals it after a change."""
+        return None if self._seen is None else self._seen[: 0 if self.broken() else None].clone()
+
+    @noted.setter
+    def noted(self, sample: Tensor | None) -> None:
+        self.forget()
+        self._seen = None if sample is None else sample.to(self._device)
+
     def _sample(self) -> Tensor:
         with torch.no_grad():
             places = [p.data_ptr() for p in self._parameters]
@@ -112,7 +124,7 @@ class WeightWatch:
                 self._views = [_few(p.detach()) for p in self._parameters]
                 self._places = places
             sample = torch.cat(self._views)
-            sample = torch.view_as_real(sample) if sample.is_complex() else sample
+            sample = torch.view_as_real(sample).flatten() if sample.is_complex() else sample
             return sample.view(_BITS[sample.element_size()])  # NaN equals itself
 
 
@@ -128,14 +140,15 @@ class RateWatch:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self._rates = self._read()
+        #: those that :meth:`changed` compares with
+        self.rates = self._read()
 
     def changed(self) -> bool:
         """Whether one has since the last call; a group more or less counts too."""
-        before, self._rates = self._rates, self._read()
-        return len(before) != len(self._rates) or any(
+        before, self.rates = self.rates, self._read()
+        return len(before) != len(self.rates) or any(
             abs(now - was) > _RATE_STEP * max(abs(was), abs(now))
-            for was, now in zip(before, self._rates, strict=True)
+            for was, now in zip(before, self.rates, strict=True)
         )
 
     def _read(self) -> list[float]:

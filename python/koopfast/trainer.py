@@ -548,6 +548,8 @@ class KoopmanTrainer:
             lag=self._lag,
             needs_gradients=self._guard.needs_gradients,
             warned=self._warned,
+            rates=self._rate_watch.rates,
+            noted=self._weight_watch.noted,
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -570,9 +572,8 @@ class KoopmanTrainer:
         self._guard.needs_gradients = loaded.needs_gradients
         self._warned = loaded.warned
         self._rollback = None
-        self._weight_watch.forget()
-        if snapshots.begun:
-            self._weight_watch.note()
+        self._rate_watch.rates = loaded.rates
+        self._weight_watch.noted = loaded.noted
 
     def __getstate__(self) -> dict[str, Any]:
         return {
