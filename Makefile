@@ -8,6 +8,8 @@ KOOPFAST_WERROR ?= OFF
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# how long `make soak` trains under random faults
+SOAK_MINUTES ?= 30
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -21,7 +23,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo test bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo test soak bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +36,9 @@ demo: $(INSTALLED) ## two trainings, with and without Koopman jumps, and a repor
 test: $(INSTALLED) ## tests and docstring examples, on the installed package (PYTEST_ARGS)
 	$(BIN)/pytest $(PYTEST_ARGS)
 	$(BIN)/pytest --doctest-modules --pyargs koopfast
+
+soak: $(INSTALLED) ## training under random faults for 30 minutes (SOAK_MINUTES): nothing lost, memory flat
+	$(BIN)/python tests/soak.py --minutes $(SOAK_MINUTES)
 
 bench: $(INSTALLED) ## benchmarks, scaling studies, peers, and out/bench/report.html (BENCH_ARGS)
 	mkdir -p build/bench && rm -f build/bench/raw.json

@@ -44,7 +44,7 @@ def packed(run: Run, trainer: KoopmanTrainer) -> bytes:
     return file.getvalue()
 
 
-def unpack(path: Path, run: Run, trainer: KoopmanTrainer) -> None:
+def unpack(path: Path | io.BytesIO, run: Run, trainer: KoopmanTrainer) -> None:
     state = torch.load(path, weights_only=True)
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])

@@ -214,8 +214,10 @@ class SnapshotBuffer:
 
     def _running_sum(self) -> Tensor:
         if self._sum is None:
-            self._sum = self._room((self.vector.n,), self._sum_dtype())
-            self._sum_views = self.vector.views(self._sum)
+            total = self._room((self.vector.n,), self._sum_dtype())
+            # In this order: an interrupt between the two must not leave a sum without views.
+            self._sum_views = self.vector.views(total)
+            self._sum = total
         return self._sum
 
     def _sum_dtype(self) -> torch.dtype:
