@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command ``koopfast``: ``info`` and ``demo``.
+"""The command ``koopfast``: ``info`` and the subcommands of a table.
 
 Written with argparse because a command of two words is no reason for a third run-time dependency
 beside numpy and torch. Nothing heavy is imported before a subcommand runs.
 
 Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 wrong usage or a KoopfastError,
-130 interrupted.
+3 "jumps would not help" (doctor), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,25 @@ from koopfast.errors import KoopfastError
 
 __all__ = ["main"]
 
-_DEMO_MODULES = {"tqdm", "matplotlib", "jinja2"}  # what the extra "demo" adds
+# word -> (module with add_arguments(parser) and run(options), what it does)
+_COMMANDS = {
+    "demo": (
+        "koopfast.demo",
+        "train two networks with and without Koopman jumps and write a report",
+    ),
+    "bench": (
+        "koopfast.commands.bench",
+        "what recording, fitting and predicting cost on this machine",
+    ),
+    "report": ("koopfast.commands.report", "the page of a run that was saved as data"),
+    "inspect": ("koopfast.commands.inspect", "what a saved trainer has done, and where it stands"),
+    "doctor": (
+        "koopfast.commands.doctor",
+        "would jumps help: fit a trajectory's beginning, predict the rest",
+    ),
+}
+# what an extra of the package brings -> that extra
+_EXTRAS = {"tqdm": "demo", "matplotlib": "plots", "jinja2": "plots"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,11 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _DEMO_MODULES:
+        if missing not in _EXTRAS:
             raise
+        command = _command(arguments)
+        extra = "demo" if command == "demo" else _EXTRAS[missing]
         print(
-            f"koopfast: the demo needs {missing}, which is not installed: "
-            "pip install 'koopfast[demo]'",
+            f"koopfast: {command} needs {missing}, which is not installed: "
+            f"pip install 'koopfast[{extra}]'",
             file=sys.stderr,
         )
         return 2
@@ -99,22 +119,17 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="as one JSON object")
     info.set_defaults(run=_info)
 
-    demo = commands.add_parser(
-        "demo", help="train two networks with and without Koopman jumps and write a report"
-    )
-    demo.set_defaults(run=_demo)
-    if command == "demo":
-        _demo_module().add_arguments(demo)
+    for word, (_, does) in _COMMANDS.items():
+        subparser = commands.add_parser(word, help=does, description=does)
+        if word == command:
+            module = _module(word)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
     return parser
 
 
-def _demo(options: argparse.Namespace) -> int:
-    code: int = _demo_module().run(options)
-    return code
-
-
-def _demo_module() -> Any:
-    return importlib.import_module("koopfast.demo")
+def _module(command: str) -> Any:
+    return importlib.import_module(_COMMANDS[command][0])
 
 
 def _info(options: argparse.Namespace) -> int:
