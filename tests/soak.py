@@ -42,6 +42,7 @@ from training_runs import OPTIMIZERS, Run, assert_same, everything, noisy_run, s
 # What random streams and gradients a jump must leave, whatever becomes of it.
 _NEVER_MOVED = ("gradients", "gradient ids", "modes", "torch stream", "python stream")
 _KILLED_EVERY = 45.0  # seconds
+_PATIENCE = 1800.0  # seconds: a busy machine may take long to start a process of low priority
 # Growth of resident memory that a run of any length may show, in bytes: the allocator's own.
 MOST_GROWTH = 24 * 2**20
 
@@ -268,9 +269,9 @@ def killed_and_resumed(chance: random.Random, folder: Path, told: Counter[str]) 
     path, script = folder / f"{chance.random()}", Path(resumable_run.__file__)
     command = [sys.executable, str(script), str(path), "40"]
     for kill in (["jump", "12"], ["checkpoint", f"{chance.randint(12, 30)}"]):
-        died = subprocess.run([*command, *kill], timeout=300, check=False)
+        died = subprocess.run([*command, *kill], timeout=_PATIENCE, check=False)
         assert died.returncode == -signal.SIGKILL, died
-    ended = subprocess.run(command, timeout=300, check=True, capture_output=True, text=True)
+    ended = subprocess.run(command, timeout=_PATIENCE, check=True, capture_output=True, text=True)
     assert ended.stdout == f"{expected[0]} {expected[1]}\n"
     told["processes killed"] += 2
 
@@ -319,7 +320,7 @@ def _episodes(
     seconds: float, chance: random.Random, told: Counter[str], folder: Path | None
 ) -> list[tuple[float, int]]:
     """Episode after episode; (seconds, resident bytes) after each."""
-    started, killed = time.monotonic(), -math.inf
+    started, killed, took = time.monotonic(), -math.inf, 0.0
     samples: list[tuple[float, int]] = []
     while (now := time.monotonic() - started) < seconds:
         episode = Episode(chance, told)
@@ -334,9 +335,10 @@ def _episodes(
         told["optimizer steps"] += episode.steps
         told["runs"] += 1
         samples.append((now, resident()))
-        if folder is not None and now - killed > _KILLED_EVERY:
+        if folder is not None and now - killed > _KILLED_EVERY and now + took < seconds:
             killed_and_resumed(chance, folder, told)
-            killed = now
+            killed = time.monotonic() - started
+            took = killed - now
     return samples
 
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
     from koopfast import KoopmanOperator, Partition, SnapshotBuffer
 
-    for name, least in (("weights", 2048), ("snapshots", 4), ("repeats", 1)):
+    for name, least in (("weights", 8192), ("snapshots", 4), ("repeats", 1)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name}: expected {least} or more, got {getattr(options, name)}")
     n, m = options.weights, options.snapshots
