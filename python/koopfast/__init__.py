@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from koopfast._build import BuildInfo, build_info
     from koopfast.config import KoopmanConfig
     from koopfast.history import History, JumpRecord
+    from koopfast.iterate import Acceleration, MinimizeCallback, accelerate
     from koopfast.operator import KoopmanOperator
     from koopfast.partition import Partition
     from koopfast.snapshots import SnapshotBuffer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Acceleration",
     "BuildInfo",
     "CheckpointError",
     "ConfigError",
@@ -45,24 +47,29 @@ __all__ = [
     "KoopmanOperator",
     "KoopmanTrainer",
     "KoopmanWarning",
+    "MinimizeCallback",
     "ParameterChangedError",
     "Partition",
     "SnapshotBuffer",
     "UnsupportedParameterError",
     "__version__",
+    "accelerate",
     "build_info",
 ]
 
 # public name -> the module that defines it
 _HOME = {
+    "Acceleration": "koopfast.iterate",
     "BuildInfo": "koopfast._build",
     "History": "koopfast.history",
     "JumpRecord": "koopfast.history",
     "KoopmanConfig": "koopfast.config",
     "KoopmanOperator": "koopfast.operator",
     "KoopmanTrainer": "koopfast.trainer",
+    "MinimizeCallback": "koopfast.iterate",
     "Partition": "koopfast.partition",
     "SnapshotBuffer": "koopfast.snapshots",
+    "accelerate": "koopfast.iterate",
     "build_info": "koopfast._build",
 }
 
