@@ -23,7 +23,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo test soak bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo test soak docs bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +39,10 @@ test: $(INSTALLED) ## tests and docstring examples, on the installed package (PY
 
 soak: $(INSTALLED) ## training under random faults for 30 minutes (SOAK_MINUTES): nothing lost, memory flat
 	$(BIN)/python tests/soak.py --minutes $(SOAK_MINUTES)
+
+docs: $(INSTALLED) ## the documentation as out/docs/index.html
+	$(PIP) install -c constraints.txt mkdocs-material 'mkdocstrings[python]'
+	$(BIN)/mkdocs build --strict
 
 bench: $(INSTALLED) ## benchmarks, scaling studies, peers, and out/bench/report.html (BENCH_ARGS)
 	mkdir -p build/bench && rm -f build/bench/raw.json

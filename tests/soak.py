@@ -298,13 +298,15 @@ def soak(seconds: float, seed: int, *, kill: bool = True) -> dict[str, Any]:
     """
     chance, told = random.Random(seed), Counter[str]()
     started = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, Interrupt.handler)
+    alarm = signal.signal(signal.SIGALRM, Interrupt.handler)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background too
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             samples = _episodes(seconds, chance, told, Path(folder) if kill else None)
     finally:
-        signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGINT, ctrl_c)
     grown = growth(samples)
     result = {
         "seconds": round(time.monotonic() - started),

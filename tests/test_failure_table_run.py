@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,15 @@ def test_no_memory_for_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 # Row 14
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT means Ctrl-C, also where the tests run in the background and would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("trial", [0, 1, 2])
 @pytest.mark.parametrize("error", ["exception", "Ctrl-C"])
 def test_exception_or_ctrl_c_in_the_middle_of_a_jump(error: str, trial: int) -> None:

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the pages of docs/ show runs, and does what they say."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(page for page in DOCS.glob("*.md") if ">>> " in page.read_text(encoding="utf-8"))
+BLOCK = re.compile(r"^## (.+?)\n.*?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RECIPES = BLOCK.findall((DOCS / "recipes.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_print_what_they_show(page: Path) -> None:
+    outcome = doctest.testfile(str(page), module_relative=False)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+@pytest.mark.parametrize(("title", "code"), RECIPES, ids=[title for title, _ in RECIPES])
+def test_a_recipe_runs(title: str, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(compile(code, title, "exec"), names)
+    history = names["trainer"].history  # type: ignore[attr-defined]
+    if "attach" in code or "after_step" in code:
+        assert history.jumps
+        assert "jumps accepted" in capsys.readouterr().out
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r": ([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def test_the_table_of_failures_names_tests_that_are_there() -> None:
+    text = (DOCS / "safety.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`tests/(\w+\.py)`", text):
+        assert (Path(__file__).parent / name).is_file(), name
