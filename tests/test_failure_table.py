@@ -152,7 +152,8 @@ class Odd(nn.Module):
 def test_rank_deficient_constant_or_zero_weights(partition: str, rank: Any) -> None:
     odd = Odd()
     optimizer = torch.optim.SGD(odd.parameters(), lr=0.5)
-    trainer = KoopmanTrainer(odd, optimizer, window=12, stride=1, partition=partition, rank=rank)
+    config = {"window": 12, "stride": 1, "partition": partition, "rank": rank}
+    trainer = KoopmanTrainer(odd, optimizer, unstable="keep", **config)
     for _ in range(12):
         optimizer.zero_grad()
         odd.loss().backward()
@@ -165,6 +166,24 @@ def test_rank_deficient_constant_or_zero_weights(partition: str, rank: Any) -> N
     assert abs(other) < 1e-3
     assert moved == alike
     assert rest == [2.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["gram", "qr"])
+def test_rank_deficient_weights_beneath_rounding(method: str) -> None:
+    """Forty weights move in two directions: what rounding adds to them is not taken for motion."""
+    generator = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(40, 2, dtype=torch.float64, generator=generator))
+    weight = nn.Parameter(q.sum(1) + 1.0)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    model = nn.ParameterList([weight])
+    config = {"horizon": 2000, "guard": "finite", "unstable": "keep", "method": method}
+    trainer = KoopmanTrainer(model, optimizer, window=12, stride=1, rank=None, **config)
+    for _ in range(12):
+        weight.grad = q @ (torch.tensor([0.1, 0.01], dtype=torch.float64) * (q.T @ weight.detach()))
+        optimizer.step()
+        trainer.after_step()
+    assert trainer.history.jumps[0].accepted
+    assert (q.T @ weight.detach()).abs().max() < 1e-3
 
 
 def test_all_weights_constant() -> None:
