@@ -439,9 +439,11 @@ class KoopmanTrainer:
         if most is not None and needed > most:
             row = self._parameters.n * self._parameters.dtype.itemsize
             fits = config.window + (most - needed) // row
+            fewer = f"record fewer snapshots (window={fits}) or "
             raise ConfigError(
                 f"max_bytes: expected room for {config.window} snapshots of {self._parameters.n} "
-                f"weights, {needed} bytes, got {most}; record fewer snapshots (window={fits}) or "
+                f"weights, {needed} bytes, got {most}; "
+                f"{fewer if fits >= config.least_snapshots else ''}"
                 "freeze parameters that need no prediction"
             )
         return buffer
