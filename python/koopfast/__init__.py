@@ -25,9 +25,11 @@ from koopfast.errors import (
 
 if TYPE_CHECKING:
     from koopfast._build import BuildInfo, build_info
+    from koopfast.checkpoint import load_checkpoint, save_checkpoint
     from koopfast.config import KoopmanConfig
     from koopfast.history import History, JumpRecord
     from koopfast.operator import KoopmanOperator
+    from koopfast.optimizer import KoopmanOptimizer
     from koopfast.partition import Partition
     from koopfast.snapshots import SnapshotBuffer
     from koopfast.trainer import KoopmanTrainer
@@ -43,6 +45,7 @@ __all__ = [
     "KoopfastError",
     "KoopmanConfig",
     "KoopmanOperator",
+    "KoopmanOptimizer",
     "KoopmanTrainer",
     "KoopmanWarning",
     "ParameterChangedError",
@@ -51,6 +54,8 @@ __all__ = [
     "UnsupportedParameterError",
     "__version__",
     "build_info",
+    "load_checkpoint",
+    "save_checkpoint",
 ]
 
 # public name -> the module that defines it
@@ -60,10 +65,13 @@ _HOME = {
     "JumpRecord": "koopfast.history",
     "KoopmanConfig": "koopfast.config",
     "KoopmanOperator": "koopfast.operator",
+    "KoopmanOptimizer": "koopfast.optimizer",
     "KoopmanTrainer": "koopfast.trainer",
     "Partition": "koopfast.partition",
     "SnapshotBuffer": "koopfast.snapshots",
     "build_info": "koopfast._build",
+    "load_checkpoint": "koopfast.checkpoint",
+    "save_checkpoint": "koopfast.checkpoint",
 }
 
 
