@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import weakref
 from typing import Any
@@ -33,7 +34,7 @@ class Around:
 
 
 class Slow(torch.optim.Optimizer):
-    """As Lookahead wraps: an optimizer in its own right, which moves weights after the inner one."""
+    """As Lookahead wraps: an optimizer in its own right, which moves weights after the other."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(optimizer.param_groups, {})
@@ -123,7 +124,7 @@ def test_the_probe_can_only_be_set_where_a_step_would_call_it() -> None:
 def test_a_copy_is_attached_and_says_that_it_lacks_the_probe(how: str) -> None:
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
-    trainer.attach(lambda: run.loss())
+    trainer.attach(run.loss)
     twin = copy.deepcopy(trainer) if how == "deepcopy" else pickle.loads(pickle.dumps(trainer))
     other = Run(twin.model, "sgd", run.x, run.y)
     other.optimizer = twin.optimizer
@@ -170,12 +171,11 @@ def test_accumulated_gradients_are_one_step() -> None:
     assert trainer.history.counters.optimizer_steps == 3
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_compiled_step_is_recorded_once_and_outside_the_graph() -> None:
     run, plain = smooth_run(), smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
     trainer.attach(run.loss)
-    step = torch.compile(lambda: run.optimizer.step(), backend="eager")
+    step = torch.compile(run.optimizer.step, backend="eager")
     for _ in range(7):
         run.optimizer.zero_grad()
         run.loss().backward()
@@ -213,7 +213,7 @@ def test_a_step_skipped_by_the_scaler_is_never_recorded(fused: bool, attached: b
     assert trainer.history.counters.optimizer_steps == 3
     rows = trainer._snapshots.snapshots
     assert len(rows) == 3
-    assert all(not torch.equal(a, b) for a, b in zip(rows, rows[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(rows))
 
 
 def test_a_trainer_that_is_not_attached_is_not_kept_alive() -> None:

@@ -16,12 +16,12 @@ __all__ = ["check_random_state", "random_state", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
-    """torch's streams on the CPU and every CUDA device in use, Python's and numpy's legacy one."""
+    """torch's streams on the CPU and all CUDA devices, Python's and numpy's legacy one."""
     kind, words, *rest = np.random.get_state()  # noqa: NPY002 - the stream that users share
     version, integers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, list(integers), gauss],
         "numpy": [kind, np.asarray(words).tolist(), *rest],
     }
@@ -30,9 +30,7 @@ def random_state() -> dict[str, Any]:
 def check_random_state(state: Any) -> None:
     """Raise CheckpointError unless ``state`` is of the kind that :func:`random_state` returns."""
     if not isinstance(state, Mapping) or set(state) != {"torch", "cuda", "python", "numpy"}:
-        raise CheckpointError(
-            "checkpoint['random']: expected the streams that save_checkpoint wrote"
-        )
+        raise CheckpointError("checkpoint['random']: expected the streams save_checkpoint wrote")
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:

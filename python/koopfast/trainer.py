@@ -441,7 +441,7 @@ class KoopmanTrainer:
         for logger in self.loggers:
             try:
                 logger.log(values, record.step)
-            except Exception as error:
+            except Exception as error:  # noqa: PERF203 - a few loggers, once a jump
                 name, what = type(logger).__name__, type(error).__name__
                 self._warn(f"logger {name}", f"{name}.log failed with {what}: {error}")
 
