@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from integration_runs import FAST, data, example, network, weights
+from koopfast import KoopmanOptimizer
 
 pytest.importorskip("accelerate")
 
@@ -40,6 +41,21 @@ def run() -> Any:
 
 def test_the_example_jumps() -> None:
     assert example("accelerate_loop.py")["koopman"].history.counters.jumps_accepted > 0
+
+
+def test_a_koopman_optimizer_can_be_prepared_too() -> None:
+    from accelerate import Accelerator
+
+    accelerator, model, (x, y) = Accelerator(cpu=True), network(), data()
+    own = KoopmanOptimizer(torch.optim.Adam(model.parameters(), lr=1e-2), model=model, **FAST)
+    model, optimizer = accelerator.prepare(model, own)
+    own.probe = lambda: torch.nn.functional.mse_loss(model(x), y)
+    for _ in range(24):
+        optimizer.zero_grad()
+        accelerator.backward(own.probe())
+        optimizer.step()
+    assert own.trainer.history.counters.optimizer_steps == 24
+    assert own.trainer.history.counters.jumps_accepted > 0
 
 
 def test_resumed_by_load_state_in_mid_window_the_run_is_the_same(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def test_a_framework_that_is_missing_is_named_with_its_extra(
         getattr(integrations, name)
 
 
+def test_the_modules_with_public_names_come_when_they_are_asked_for() -> None:
+    code = "import koopfast; koopfast.loggers.JsonlLogger, koopfast.checkpoint.Stateful"
+    subprocess.run([sys.executable, "-c", f"{code}; koopfast.integrations.__all__"], check=True)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="KerasKoopman"):
         integrations.KerasKoopman  # noqa: B018

@@ -74,6 +74,9 @@ _HOME = {
     "save_checkpoint": "koopfast.checkpoint",
 }
 
+# modules that are part of the public names, as koopfast.loggers
+_MODULES = ("checkpoint", "integrations", "loggers")
+
 
 def __getattr__(name: str) -> Any:
     value: Any
@@ -81,6 +84,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value = version("koopfast")
+    elif name in _MODULES:
+        value = importlib.import_module(f"koopfast.{name}")
     elif name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
     else:
