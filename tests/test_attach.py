@@ -73,6 +73,39 @@ def test_a_wrapper_that_moves_weights_itself_is_recorded_after_it_did() -> None:
     )
 
 
+class Sub(torch.optim.Adam):
+    """As people write them: the parent's step, which torch wraps too, and something after it."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        result = super().step(closure)
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.mul_(0.99)
+        return result
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_a_subclass_that_calls_its_parents_step_is_recorded_once_when_all_is_done(
+    fails_first: bool,
+) -> None:
+    run = smooth_run("adam")  # wraps Adam.step
+    optimizer = Sub(run.model.parameters())
+    trainer = KoopmanTrainer(run.model, optimizer, window=4, stride=1, partition="network")
+    trainer.attach(run.loss)
+    run.loss().backward()
+
+    def failing() -> None:
+        raise LookupError
+
+    if fails_first:
+        with pytest.raises(LookupError):
+            optimizer.step(failing)
+    optimizer.step()
+    assert trainer.history.counters.optimizer_steps == 1
+    weights = nn.utils.parameters_to_vector(run.weights())
+    assert torch.equal(trainer._snapshots.snapshots[0], weights)
+
+
 def test_attaching_twice_is_an_error_that_says_how_to_change_the_probe() -> None:
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)

@@ -32,6 +32,7 @@ def trained(folder: Path, koopman: Any, resume: Path | None = None, **kwargs: An
             "max_steps": 30,
             "save_steps": 9,
             "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
             "per_device_train_batch_size": 4,
             "use_cpu": True,
             "report_to": [],

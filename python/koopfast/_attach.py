@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from koopfast.errors import ConfigError
 __all__ = [
     "SkipWatch",
     "claim",
+    "inside_another_step",
     "real_optimizer",
     "release",
     "runs_hooks",
@@ -23,6 +25,9 @@ __all__ = [
 
 # Where wrappers keep what they wrap: accelerate and Lookahead, SAM and KoopmanOptimizer, Lightning.
 _INNER = ("optimizer", "base_optimizer", "_optimizer")
+
+# Of the function that torch wraps around each class's step(), and that calls the hooks.
+_STEP_CODE = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 # Optimizers that a trainer is attached to. Both sides weak: the hook itself keeps the trainer.
 _OWNERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -117,6 +122,23 @@ def step_was_skipped(optimizer: Any) -> bool:
     """Within a step post-hook: whether the step left the weights alone (waits for the device)."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
+
+
+def inside_another_step(optimizer: Any) -> bool:
+    """Within a step post-hook: whether a ``step()`` of the same optimizer is still going on.
+
+    Hooks run once for each class whose ``step()`` torch has wrapped: twice where a subclass calls
+    ``super().step()``. Only the outer one has seen the whole step.
+    """
+    steps = (vars(cls).get("step") for cls in type(optimizer).__mro__)
+    if sum(getattr(step, "hooked", False) for step in steps) < 2:
+        return False
+    going_on = 0
+    frame = inspect.currentframe()
+    while frame is not None:
+        going_on += frame.f_code is _STEP_CODE and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return going_on > 1
 
 
 def undisturbed(hook: Callable[..., None]) -> Callable[..., None]:

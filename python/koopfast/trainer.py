@@ -238,7 +238,7 @@ class KoopmanTrainer:
 
     def _after_hook(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The optimizer has stepped; ``args`` and ``kwargs`` are those of its ``step()``."""
-        if not self._fitting:
+        if not self._fitting and not _attach.inside_another_step(self._optimizer):
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             self._after_step(self._hook_probe if self._hook_probe is not None else closure)
 
