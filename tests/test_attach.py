@@ -73,6 +73,22 @@ def test_a_wrapper_that_moves_weights_itself_is_recorded_after_it_did() -> None:
     )
 
 
+def test_rollback_brings_back_the_state_inside_a_wrapper_too() -> None:
+    run = smooth_run("adam")
+    outer = Slow(run.optimizer)
+    losses = iter([2.0, 1.0, *[3.0] * 9])
+    trainer = KoopmanTrainer(run.model, outer, window=4, stride=1, partition="network", rank=2)
+    trainer.attach(lambda: next(losses))
+    run.loss().backward()
+    for _ in range(4):
+        outer.step()
+    assert trainer.history.counters.jumps_accepted == 1
+    state = copy.deepcopy(run.optimizer.state_dict())
+    outer.step()
+    trainer.rollback()
+    assert_same(run.optimizer.state_dict(), state)
+
+
 class Sub(torch.optim.Adam):
     """As people write them: the parent's step, which torch wraps too, and something after it."""
 

@@ -130,6 +130,21 @@ def test_a_logger_that_fails_is_named_once_and_training_goes_on() -> None:
     assert len(kept.calls) == len(trainer.history.jumps) == 2
 
 
+@pytest.mark.filterwarnings("error::koopfast.KoopmanWarning")
+def test_a_warning_made_an_exception_finds_the_jump_done() -> None:
+    class Broken:
+        def log(self, values: Mapping[str, float | str], step: int) -> None:
+            raise ConnectionError
+
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST, cooldown=5)
+    trainer.loggers.append(Broken())
+    with pytest.raises(KoopmanWarning, match="ConnectionError"):
+        run.train(trainer, 6)
+    assert trainer.history.counters.jumps_accepted == 1
+    assert trainer._idle == 5
+
+
 def test_what_cannot_log_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"writer: expected an object with a method add_scalar\(\)"

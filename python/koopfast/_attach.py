@@ -15,6 +15,7 @@ from koopfast.errors import ConfigError
 __all__ = [
     "SkipWatch",
     "claim",
+    "inner_optimizers",
     "inside_another_step",
     "real_optimizer",
     "release",
@@ -49,6 +50,16 @@ def real_optimizer(optimizer: Any) -> Any:
         current = found
         seen.add(id(found))
     return current
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The optimizers that ``optimizer`` wraps directly (Lookahead's, SAM's), each once."""
+    found: dict[int, Any] = {}
+    for name in _INNER:
+        inner = vars(optimizer).get(name) if hasattr(optimizer, "__dict__") else None
+        if inner is not optimizer and _is_optimizer(inner) and hasattr(inner, "state"):
+            found[id(inner)] = inner
+    return list(found.values())
 
 
 def _is_optimizer(value: Any) -> bool:

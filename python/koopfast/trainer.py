@@ -362,10 +362,10 @@ class KoopmanTrainer:
         self._rollback = rollback
         self._restart_window()
         self._warn_of_newcomers()
-        self._log(record)
         if record.accepted:
             self._idle = self.config.cooldown
-        elif record.kind != "no_gain":
+        self._log(record)
+        if not record.accepted and record.kind != "no_gain":
             self._warn(record.kind, f"jump refused at step {record.step}: {record.reason}")
         return record
 
