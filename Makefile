@@ -93,5 +93,5 @@ $(INSTALLED): $(TOOLS) pyproject.toml CMakeLists.txt LICENSE NOTICE README.md $(
 	@rm -f .venv/.installed-*
 	$(PIP) install --no-build-isolation -c constraints.txt -C build-dir=build/make \
 	  -C cmake.define.KOOPFAST_CUDA=$(KOOPFAST_CUDA) -C cmake.define.KOOPFAST_WERROR=$(KOOPFAST_WERROR) \
-	  '.[demo,plots,bench,dev]'
+	  '.[demo,plots,bench,dev,lightning,transformers,accelerate,ignite,skorch]'
 	@touch $@

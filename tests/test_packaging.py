@@ -104,7 +104,7 @@ def test_the_source_archive_holds_all_that_a_build_and_its_tests_need(
     source_archive: set[str],
 ) -> None:
     wanted = {"pyproject.toml", "CMakeLists.txt", "LICENSE", "NOTICE", "README.md", "PKG-INFO"}
-    for folder in ("cpp", "cuda", "python", "tests", "bench"):
+    for folder in ("cpp", "cuda", "python", "tests", "bench", "examples"):
         wanted |= {
             path.relative_to(ROOT).as_posix()
             for path in (ROOT / folder).rglob("*")
@@ -173,7 +173,7 @@ def test_constraints_pin_every_requirement_exactly() -> None:
 
 def test_every_source_file_names_its_licence_first() -> None:
     paths = [ROOT / "CMakeLists.txt", ROOT / "Makefile", ROOT / "pyproject.toml"]
-    for folder in ("cpp", "cuda", "python", "tests", "bench"):
+    for folder in ("cpp", "cuda", "python", "tests", "bench", "examples"):
         for suffix in (".py", ".pyi", *SOURCE_SUFFIXES):
             paths += (ROOT / folder).rglob(f"*{suffix}")
     assert len(paths) > 30

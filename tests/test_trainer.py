@@ -261,7 +261,7 @@ def test_attached_the_optimizer_makes_the_call() -> None:
     by_hand.train(KoopmanTrainer(by_hand.model, by_hand.optimizer, **FAST), 50)
     trainer = KoopmanTrainer(attached.model, attached.optimizer, **FAST)
     trainer.attach(lambda: float("nan"))
-    trainer.attach(attached.loss)
+    trainer.probe = attached.loss
     for _ in range(50):
         attached.step()
     assert trainer.history.counters.optimizer_steps == 50

@@ -155,7 +155,7 @@ def test_an_exception_of_the_probe_goes_through_an_attached_step() -> None:
     with pytest.raises(LookupError) as caught:
         run.step()
     assert caught.value is error
-    trainer.attach(run.loss)
+    trainer.probe = run.loss
     for _ in range(6):
         run.step()
     assert len(trainer.history.jumps) == 1
@@ -407,7 +407,7 @@ def test_an_optimizer_without_hooks_cannot_be_attached_to() -> None:
 
     model = nn.Linear(2, 2)
     trainer = KoopmanTrainer(model, Bare(list(model.parameters())))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="Bare has no register_step_post_hook"):
+    with pytest.raises(ConfigError, match="Bare runs no step post-hooks"):
         trainer.attach()
 
 

@@ -25,10 +25,12 @@ from koopfast.errors import (
 
 if TYPE_CHECKING:
     from koopfast._build import BuildInfo, build_info
+    from koopfast.checkpoint import load_checkpoint, save_checkpoint
     from koopfast.config import KoopmanConfig
     from koopfast.history import History, JumpRecord
     from koopfast.iterate import Acceleration, MinimizeCallback, accelerate
     from koopfast.operator import KoopmanOperator
+    from koopfast.optimizer import KoopmanOptimizer
     from koopfast.partition import Partition
     from koopfast.snapshots import SnapshotBuffer
     from koopfast.trainer import KoopmanTrainer
@@ -45,6 +47,7 @@ __all__ = [
     "KoopfastError",
     "KoopmanConfig",
     "KoopmanOperator",
+    "KoopmanOptimizer",
     "KoopmanTrainer",
     "KoopmanWarning",
     "MinimizeCallback",
@@ -55,6 +58,8 @@ __all__ = [
     "__version__",
     "accelerate",
     "build_info",
+    "load_checkpoint",
+    "save_checkpoint",
 ]
 
 # public name -> the module that defines it
@@ -65,13 +70,19 @@ _HOME = {
     "JumpRecord": "koopfast.history",
     "KoopmanConfig": "koopfast.config",
     "KoopmanOperator": "koopfast.operator",
+    "KoopmanOptimizer": "koopfast.optimizer",
     "KoopmanTrainer": "koopfast.trainer",
     "MinimizeCallback": "koopfast.iterate",
     "Partition": "koopfast.partition",
     "SnapshotBuffer": "koopfast.snapshots",
     "accelerate": "koopfast.iterate",
     "build_info": "koopfast._build",
+    "load_checkpoint": "koopfast.checkpoint",
+    "save_checkpoint": "koopfast.checkpoint",
 }
+
+# modules that are part of the public names, as koopfast.loggers
+_MODULES = ("checkpoint", "integrations", "loggers")
 
 
 def __getattr__(name: str) -> Any:
@@ -80,6 +91,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value = version("koopfast")
+    elif name in _MODULES:
+        value = importlib.import_module(f"koopfast.{name}")
     elif name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
     else:

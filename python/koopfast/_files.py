@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from koopfast.errors import ConfigError
 
@@ -20,11 +23,13 @@ def check_file_name(path: str | os.PathLike[str], argument: str = "path") -> Non
         )
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write ``content`` to ``path``, making its folder, and return where it is.
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to that becomes ``path`` when the block ends; its folder is made.
 
-    It is written beside the file and then takes its place; of a symbolic link, the place of the
-    file that the link leads to.
+    It is written beside the file, is on the disk (fsync) before it takes its place, and takes it in
+    one step; of a symbolic link, the place of the file that the link leads to. Whenever the
+    process dies, ``path`` is the old file or the new one.
 
     Raises:
         ConfigError: ``path`` leads to something that is not a file.
@@ -35,8 +40,28 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_bytes(content)
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, target)
+        _sync_folder(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write ``content`` to ``path`` and return it; errors as :func:`written_whole`."""
+    with written_whole(path) as file:
+        file.write(content)
     return Path(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk too, where the file system can be told so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from koopfast._attach import inner_optimizers
+
 __all__ = [
     "Buffers",
     "Gradients",
@@ -135,6 +137,8 @@ class RandomStreams:
 class OptimizerState:
     """The per-parameter state of an optimizer (momenta, step counts), param_groups left alone.
 
+    That of the optimizers that it wraps is part of it.
+
     Args:
         optimizer: whose ``.state`` to save.
         copy: False keeps the state's own tensors: enough to undo a :meth:`reset`, which never
@@ -146,6 +150,7 @@ class OptimizerState:
         self._entries: dict[Any, Any] = dict(optimizer.state)
         if copy:
             self._entries = {key: _copied(entry) for key, entry in self._entries.items()}
+        self._inner = [OptimizerState(o, copy=copy) for o in inner_optimizers(optimizer)]
 
     def restore(self) -> None:
         """Put the state back. It is handed over, so a saved copy serves once."""
@@ -154,6 +159,7 @@ class OptimizerState:
             del state[key]
         for key, entry in self._entries.items():
             state[key] = entry
+        restore_all(*self._inner)
 
     def reset(self, parameters: Sequence[Tensor]) -> None:
         """Forget the state of ``parameters``, so that the optimizer starts it anew.
@@ -161,6 +167,8 @@ class OptimizerState:
         Adagrad makes its state when it is constructed and expects it to be there, so it gets a
         new one; for the others the entry is removed.
         """
+        for inner in self._inner:
+            inner.reset(parameters)
         state = self._optimizer.state
         if not isinstance(self._optimizer, torch.optim.Adagrad):
             for p in parameters:

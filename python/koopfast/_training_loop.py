@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from koopfast._rank import is_first_rank
 from koopfast._savepoint import Modes
 from koopfast.errors import ConfigError
 from koopfast.guard import scalar_loss
@@ -134,7 +135,8 @@ def _bar(progress: bool | None, loader: Any, epochs: int, max_steps: int | None)
     if progress and not installed:
         raise ConfigError("progress: a bar needs tqdm; install it or pass progress=False")
     if progress is None:
-        progress = installed and sys.stderr is not None and sys.stderr.isatty()
+        visible = sys.stderr is not None and sys.stderr.isatty() and is_first_rank()
+        progress = installed and visible
     if not progress:
         return _Bar()
     from tqdm import tqdm

@@ -127,6 +127,9 @@ class Guard:
         else:
             parameters.write(best_weights)
         kind, reason = _in_words(before, best_horizon, best_loss, tried, bad_weights)
+        # Loss for loss the same: perhaps nothing was tried at all, after rounding.
+        if tried and all(loss == before for _, loss in tried) and _is_lost(parameters, weights):
+            kind, reason = "rounded", _rounded_in_words(tried[-1][0])
         return Verdict(
             accepted=best_weights is not None,
             horizon=best_horizon,
@@ -207,7 +210,9 @@ def scalar_loss(value: Any, source: str) -> float:
 def _judge_finite(parameters: ParameterVector, candidates: Iterable[tuple[int, Tensor]]) -> Verdict:
     horizon, weights = next(iter(candidates))
     accepted = _is_finite(parameters, weights)
-    if accepted:
+    if accepted and _is_lost(parameters, weights):
+        accepted, kind, reason = False, "rounded", _rounded_in_words(horizon)
+    elif accepted:
         parameters.write(weights)
         kind, reason = "accepted", f"all weights predicted {horizon} steps ahead are finite"
     else:
@@ -221,6 +226,21 @@ def _is_finite(parameters: ParameterVector, weights: Tensor) -> bool:
         return bool(torch.isfinite(weights).all())
     views = zip(parameters.views(weights), parameters.parameters, strict=True)
     return all(bool(torch.isfinite(view.to(p.dtype)).all()) for view, p in views)
+
+
+def _is_lost(parameters: ParameterVector, weights: Tensor) -> bool:
+    """True if ``weights`` round to those in place, where parameters have 16 bits to round to."""
+    if all(p.dtype.itemsize > 2 for p in parameters.parameters):
+        return False
+    views = zip(parameters.views(weights), parameters.parameters, strict=True)
+    return all(torch.equal(view.to(p.dtype), p) for view, p in views)
+
+
+def _rounded_in_words(horizon: int) -> str:
+    return (
+        f"the change predicted {horizon} steps ahead is below the resolution of the parameters' "
+        "dtype and rounding swallows it; keep float32 master weights"
+    )
 
 
 def _in_words(

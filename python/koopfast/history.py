@@ -54,7 +54,8 @@ class JumpRecord:
             where the predicted weights were not finite.
         kind: ``"accepted"``, or why not in one word: ``"no_gain"`` (the loss did not go down),
             ``"non_finite"`` (the predicted weights), ``"non_finite_loss"`` (before the jump),
-            ``"still"`` (nothing moves predictably), ``"operator"`` (it could not be fitted).
+            ``"still"`` (nothing moves predictably), ``"operator"`` (it could not be fitted),
+            ``"rounded"`` (16-bit weights are too coarse for the predicted change).
         reason: the same as a sentence.
         probe_evaluations: how often the probe was called to its end.
         seconds_fit, seconds_predict, seconds_probe: wall time of the three stages. CUDA kernels

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from koopfast import _training_loop, _training_state
+from koopfast import _attach, _optimizer_checkpoint, _training_loop, _training_state
 from koopfast._files import check_file_name, write_whole
+from koopfast._rank import is_first_rank
 from koopfast._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
 from koopfast._watch import RateWatch, StepWatch, WeightWatch
 from koopfast.config import KoopmanConfig
@@ -32,6 +34,7 @@ from koopfast.errors import (
 )
 from koopfast.guard import Guard, Probe, Verdict
 from koopfast.history import History, HistoryMark, JumpRecord, Spread
+from koopfast.loggers import Logger, jump_values
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
 from koopfast.snapshots import SnapshotBuffer
@@ -64,9 +67,11 @@ class KoopmanTrainer:
         history: every jump and all counts (:class:`~koopfast.History`).
         operator: the last fitted :class:`~koopfast.KoopmanOperator` or None. Its eigenvalues
             stay good; its ``predict`` does so only until the next snapshot is recorded.
+        loggers: told of every jump tried (:mod:`koopfast.loggers`); empty at first.
 
-    A copy or a pickle of a trainer takes model and optimizer along, is not attached and has no
-    point to roll back to.
+    A copy or a pickle of a trainer takes model and optimizer along and has no point to roll back
+    to. If the trainer was attached so is the copy, but without the probe, which knows the
+    original's model: set :attr:`probe` on the copy.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -95,6 +100,8 @@ class KoopmanTrainer:
         **overrides: Any,
     ) -> None:
         _check_arguments(model, optimizer, config)
+        self._given_optimizer = optimizer
+        optimizer = _attach.real_optimizer(optimizer)
         config = (config or KoopmanConfig()).replace(**overrides)
         if config.guard == "finite" and config.horizon == "search":
             raise ConfigError(
@@ -104,6 +111,7 @@ class KoopmanTrainer:
         self.config = config
         self.history = History()
         self.operator: KoopmanOperator | None = None
+        self.loggers: list[Logger] = []
         self._model = model
         self._optimizer = optimizer
         self._parameters = ParameterVector(trainable_parameters(model, optimizer))
@@ -120,6 +128,8 @@ class KoopmanTrainer:
         self._rollback: tuple[Weights, Buffers, OptimizerState] | None = None
         self._hook: RemovableHandle | None = None
         self._hook_probe: Probe | None = None
+        self._skip_watch = _attach.SkipWatch(optimizer)
+        self._travel: tuple[RemovableHandle, ...] = ()
         self._fitting = False
         self._jumping = False
 
@@ -130,6 +140,16 @@ class KoopmanTrainer:
             f"n={self._parameters.n}, {c.optimizer_steps} optimizer steps, "
             f"{c.predicted_steps} predicted)"
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, as given."""
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, as given: a wrapper is still wrapped."""
+        return self._given_optimizer
 
     # Recording
 
@@ -167,27 +187,58 @@ class KoopmanTrainer:
         return self._after_step(probe)
 
     def attach(self, probe: Probe | None = None) -> None:
-        """Let ``optimizer.step()`` call :meth:`after_step`; a second call replaces the probe.
+        """Let ``optimizer.step()`` call :meth:`after_step`, until :meth:`detach`.
+
+        Once per step: also with gradient accumulation, closures and compiled steps, and not at all
+        for a step that a ``GradScaler`` skipped. Of a wrapped optimizer (accelerate's, Lightning's)
+        the one inside is meant.
+
+        Args:
+            probe: as for :meth:`after_step`; without one, the closure of ``step(closure)`` serves
+                where there is one. It can be changed later through :attr:`probe`.
 
         Raises:
-            ConfigError: the optimizer has no step post-hooks, or the probe cannot be called.
+            ConfigError: the optimizer has no step post-hooks, this trainer or another one is
+                attached to it already, or the probe cannot be called.
         """
         _check_probe(probe)
-        if self._hook is None:
-            if not hasattr(self._optimizer, "register_step_post_hook"):
-                raise ConfigError(
-                    f"optimizer: {type(self._optimizer).__name__} has no register_step_post_hook; "
-                    "call after_step() after each of its steps instead"
-                )
-            self._hook = self._optimizer.register_step_post_hook(self._after_hook)
+        if not _attach.runs_hooks(self._optimizer):
+            raise ConfigError(
+                f"optimizer: {type(self._optimizer).__name__} runs no step post-hooks (it was not "
+                "made by torch.optim.Optimizer.__init__); call after_step() after each of its "
+                "steps instead"
+            )
+        _attach.claim(self._optimizer, self)
+        hook = _attach.undisturbed(self._after_hook)
+        self._hook = self._optimizer.register_step_post_hook(hook)
         self._hook_probe = probe
 
     def detach(self) -> None:
         """Undo :meth:`attach`; without it, nothing happens."""
         if self._hook is not None:
             self._hook.remove()
+            _attach.release(self._optimizer)
         self._hook = None
         self._hook_probe = None
+
+    @property
+    def probe(self) -> Probe | None:
+        """What an attached trainer judges jumps by; None where there is none or it is detached.
+
+        Raises:
+            ConfigError: on setting something that cannot be called, or when not attached.
+        """
+        return self._hook_probe
+
+    @probe.setter
+    def probe(self, probe: Probe | None) -> None:
+        _check_probe(probe)
+        if self._hook is None:
+            raise ConfigError(
+                "probe: the trainer is not attached; call attach(probe=...), or give the probe to "
+                "each after_step(probe=...)"
+            )
+        self._hook_probe = probe
 
     @property
     def enabled(self) -> bool:
@@ -200,9 +251,11 @@ class KoopmanTrainer:
         if not self._enabled:
             self._restart_window()
 
-    def _after_hook(self, *_: Any) -> None:
-        if not self._fitting:
-            self._after_step(self._hook_probe)
+    def _after_hook(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The optimizer has stepped; ``args`` and ``kwargs`` are those of its ``step()``."""
+        if not self._fitting and not _attach.inside_another_step(self._optimizer):
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            self._after_step(self._hook_probe if self._hook_probe is not None else closure)
 
     def _before_step(self) -> None:
         """The optimizer is about to step: not from a probe, and from the weights it left."""
@@ -212,6 +265,8 @@ class KoopmanTrainer:
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
+        if self._skip_watch.skipped:
+            return None
         return self._or_restart(lambda: self._count_step(probe))
 
     def _or_restart(self, work: Callable[[], _Result]) -> _Result:
@@ -344,7 +399,8 @@ class KoopmanTrainer:
         self._warn_of_newcomers()
         if record.accepted:
             self._idle = self.config.cooldown
-        elif record.kind != "no_gain":
+        self._log(record)
+        if not record.accepted and record.kind != "no_gain":
             self._warn(record.kind, f"jump refused at step {record.step}: {record.reason}")
         return record
 
@@ -448,6 +504,17 @@ class KoopmanTrainer:
             )
         return buffer
 
+    def _log(self, record: JumpRecord) -> None:
+        if not self.loggers or not is_first_rank():
+            return
+        values = jump_values(record, self.history.counters)
+        for logger in self.loggers:
+            try:
+                logger.log(values, record.step)
+            except Exception as error:  # noqa: PERF203 - a few loggers, once a jump
+                name, what = type(logger).__name__, type(error).__name__
+                self._warn(f"logger {name}", f"{name}.log failed with {what}: {error}")
+
     def _warn(self, kind: str, message: str) -> None:
         """Warn, once for each kind; last of all, since a warning may be made an exception."""
         if kind not in self._warned:
@@ -478,7 +545,8 @@ class KoopmanTrainer:
             epochs: passes over the loader.
             validate: called with the model after each epoch, with gradients enabled; returns a
                 scalar, kept in ``history``. Train and eval modes are put back after it.
-            progress: show a bar; None means if tqdm is installed and stderr is a terminal.
+            progress: show a bar; None means if tqdm is installed, stderr is a terminal and this
+                process is of rank 0.
             max_steps: stop after so many optimizer steps of this call.
 
         Returns:
@@ -494,7 +562,7 @@ class KoopmanTrainer:
         try:
             _training_loop.run(
                 model=self._model,
-                optimizer=self._optimizer,
+                optimizer=self._given_optimizer,
                 after_step=self._after_step,
                 history=self.history,
                 device=self._parameters.device,
@@ -561,10 +629,37 @@ class KoopmanTrainer:
             CheckpointError: the state is malformed or belongs to another configuration or other
                 parameters (the message lists the differences). The trainer is left as it was.
         """
+        self._adopt(*self._checked(state))
+
+    def save_with_optimizer(self, active: bool = True) -> None:
+        """Let this state travel in the optimizer's ``state_dict``, under the key ``"koopman"``.
+
+        For frameworks that save and load the optimizer themselves. Loading an optimizer's state
+        that carries none restarts the window. ``active=False`` ends it.
+
+        Raises (from the optimizer's ``load_state_dict``):
+            CheckpointError: as :meth:`load_state_dict`; the optimizer is left as it was too.
+        """
+        for handle in self._travel:
+            handle.remove()
+        self._travel = ()
+        if active:
+            self._travel = _optimizer_checkpoint.travel(
+                self._optimizer,
+                save=self.state_dict,
+                check=lambda state: functools.partial(self._adopt, *self._checked(state)),
+                without=self._restart_window,
+            )
+
+    def _checked(self, state: Any) -> tuple[SnapshotBuffer, _training_state.TrainingState]:
+        """What is in ``state``, if it fits; nothing is changed."""
         self._refuse_reentry()
         snapshots = self._new_buffer()
         loaded = _training_state.unpack(state, self.config, self._parameters, snapshots)
         self._parameters.check_unchanged(self._model)
+        return snapshots, loaded
+
+    def _adopt(self, snapshots: SnapshotBuffer, loaded: _training_state.TrainingState) -> None:
         self.history = loaded.history
         self.operator = None
         self._snapshots = snapshots
@@ -580,14 +675,19 @@ class KoopmanTrainer:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "model": self._model,
-            "optimizer": self._optimizer,
+            "optimizer": self._given_optimizer,
             "config": self.config,
             "state": self.state_dict(),
+            "attached": self._hook is not None,
+            "travels": bool(self._travel),
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__init__(saved["model"], saved["optimizer"], saved["config"])  # type: ignore[misc]
         self.load_state_dict(saved["state"])
+        if saved["attached"]:
+            self.attach()
+        self.save_with_optimizer(saved["travels"])
 
 
 class _Predictions:
