@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ways to train: the optimizer alone, with Koopman jumps, with what others would do, and controls.
+
+A gradient evaluation is one forward and one backward pass. A probe is a forward pass and counts as
+a third of it, as the backward pass of a network costs twice its forward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import koopfast
+from koopfast.demo.tasks import Task
+
+FORWARD = 1 / 3  # of a gradient evaluation
+
+MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Method(ABC):
+    """A training under way.
+
+    Attributes:
+        cost: gradient evaluations so far.
+        steps: optimizer steps so far.
+        jumped: the steps at which it last left the optimizer's own path, in the order they came.
+    """
+
+    full_batch_only = False
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        self.task = task
+        self.model = task.build(seed)
+        self.optimizer = make_optimizer(self.model.parameters())
+        self.cost = 0.0
+        self.steps = 0
+        self.jumped: list[int] = []
+
+    def advance(self) -> None:
+        """One optimizer step, and what the method does after it."""
+        self.optimizer.zero_grad()
+        self.task.loss(self.model, self.steps).backward()
+        self.optimizer.step()
+        self.steps += 1
+        self.cost += 1
+        self.after_step()
+
+    def after_step(self) -> None:
+        """What the method does after an optimizer step."""
+
+    def scored(self) -> nn.Module:
+        """The network whose loss counts."""
+        return self.model
+
+    def probe(self) -> float:
+        self.cost += FORWARD
+        with torch.no_grad():
+            return self.task.probe(self.model).item()
+
+
+class Plain(Method):
+    """The optimizer alone."""
+
+
+class Koopman(Method):
+    """The optimizer with a KoopmanTrainer as it comes."""
+
+    overrides: dict[str, Any] = {}
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
+
+    def after_step(self) -> None:
+        counters = self.trainer.history.counters
+        probes = counters.probe_evaluations
+        record = self.trainer.after_step(probe=lambda: self.task.probe(self.model))
+        self.cost += FORWARD * (counters.probe_evaluations - probes)
+        if record is not None and record.accepted:
+            self.jumped.append(self.steps)
+
+
+class Ema(Method):
+    """Exponential moving average of the weights, scored instead of them."""
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        # torch's average of the first steps is the first weights: a run of hundreds of steps needs
+        # a memory of tens.
+        decay = max(0.9, 1 - 20 / task.steps)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+    def scored(self) -> nn.Module:
+        return self.average.module
+
+
+class Swa(Method):
+    """Equal average of the weights of the last quarter of training (Izmailov et al. 2018)."""
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.average = AveragedModel(self.model)
+        self.start = 3 * task.steps // 4
+
+    def after_step(self) -> None:
+        if self.steps > self.start and self.steps % 5 == 0:
+            self.average.update_parameters(self.model)
+
+    def scored(self) -> nn.Module:
+        return self.average.module if self.average.n_averaged > 0 else self.model
+
+
+class Lookahead(Method):
+    """Lookahead (Zhang et al. 2019) of pytorch-optimizer, k = 5, alpha = 0.5."""
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        from pytorch_optimizer import Lookahead as Wrapper
+
+        super().__init__(task, seed, make_optimizer)
+        self.optimizer = Wrapper(self.optimizer, k=5, alpha=0.5, pullback_momentum="none")
+
+
+class _Safeguarded(Method):
+    """Offers weights now and then, which are kept only if the probe's loss goes down."""
+
+    def offer(self, candidates: list[Tensor]) -> None:
+        now = parameters_to_vector(self.model.parameters()).detach().clone()
+        best, weights = self.probe(), now
+        for candidate in candidates:
+            vector_to_parameters(candidate, self.model.parameters())
+            loss = self.probe()
+            if not loss < best:
+                break
+            best, weights = loss, candidate
+        vector_to_parameters(weights, self.model.parameters())
+        if weights is not now:
+            self.jumped.append(self.steps)
+
+
+class Anderson(_Safeguarded):
+    """Type-II Anderson acceleration (Walker & Ni 2011) of the optimizer's step, every tenth step.
+
+    With g_i = G(w_i) and f_i = g_i - w_i over the last steps, w+ = sum_i alpha_i g_i where alpha
+    minimises |sum_i alpha_i f_i| and sums to 1.
+    """
+
+    depth = 10
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.path: deque[Tensor] = deque(maxlen=self.depth + 1)
+
+    def after_step(self) -> None:
+        self.path.append(parameters_to_vector(self.model.parameters()).detach().double())
+        if self.steps % self.depth or len(self.path) <= self.depth:
+            return
+        w = torch.stack(list(self.path))
+        images, residuals = w[1:], w[1:] - w[:-1]
+        differences = (residuals[1:] - residuals[:-1]).T
+        gamma = torch.linalg.lstsq(differences, residuals[-1]).solution
+        offered = images[-1] - (images[1:] - images[:-1]).T @ gamma
+        self.offer([offered.to(next(self.model.parameters()).dtype)])
+        self.path.clear()
+
+
+class Linear(_Safeguarded):
+    """Straight on: from two snapshots 31 x 4 steps apart, as far as the probe's loss goes down."""
+
+    span = 124
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.start = parameters_to_vector(self.model.parameters()).detach().clone()
+
+    def after_step(self) -> None:
+        if self.steps % self.span:
+            return
+        now = parameters_to_vector(self.model.parameters()).detach().clone()
+        move = now - self.start
+        self.offer([now + 2.0**k * move for k in range(-2, 9)])
+        self.start = parameters_to_vector(self.model.parameters()).detach().clone()
+
+
+class Lbfgs(Method):
+    """L-BFGS with a strong Wolfe line search; every evaluation of its closure is a gradient."""
+
+    full_batch_only = True
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.optimizer = torch.optim.LBFGS(
+            self.model.parameters(), max_iter=1, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+    def advance(self) -> None:
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = self.task.loss(self.model, self.steps)
+            loss.backward()
+            self.cost += 1
+            return loss
+
+        self.optimizer.step(closure)
+        self.steps += 1
+
+
+class _Control(Method):
+    """Follows the moments at which the Koopman run of the same seed jumped."""
+
+    def __init__(
+        self, task: Task, seed: int, make_optimizer: MakeOptimizer, leader: Method
+    ) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.leader = leader
+
+    def after_step(self) -> None:
+        if self.steps in self.leader.jumped:
+            self.jumped.append(self.steps)
+            self.instead()
+
+    def instead(self) -> None:
+        raise NotImplementedError
+
+
+class ResetAlone(_Control):
+    """Forgets the optimizer's state where the Koopman run jumps, and does not jump."""
+
+    def instead(self) -> None:
+        self.optimizer.state.clear()
+
+
+class AverageAlone(_Control):
+    """Goes to the mean of the window where the Koopman run jumps."""
+
+    def __init__(
+        self, task: Task, seed: int, make_optimizer: MakeOptimizer, leader: Method
+    ) -> None:
+        super().__init__(task, seed, make_optimizer, leader)
+        self.path: deque[Tensor] = deque(maxlen=32)
+
+    def after_step(self) -> None:
+        if self.steps % 4 == 0:
+            self.path.append(parameters_to_vector(self.model.parameters()).detach().clone())
+        super().after_step()
+
+    def instead(self) -> None:
+        vector_to_parameters(torch.stack(list(self.path)).mean(dim=0), self.model.parameters())
+        self.path.clear()
+
+
+PEERS: dict[str, type[Method]] = {
+    "plain": Plain,
+    "koopman": Koopman,
+    "EMA": Ema,
+    "SWA": Swa,
+    "Lookahead": Lookahead,
+    "Anderson": Anderson,
+    "linear": Linear,
+    "L-BFGS": Lbfgs,
+}
+CONTROLS: dict[str, type[_Control]] = {"reset alone": ResetAlone, "average alone": AverageAlone}
