@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When a self-setting trainer records, how far it looks, and whether its jumps pay.
+
+Only numbers come in and decisions go out: no model, no tensor, no clock of its own. Everything is
+counted in gradient evaluations; a forward pass, which is what a probe costs, counts as a third of
+one. What it goes by is the rate at which the logarithm of the loss falls over the logarithm of the
+evaluations: it stays the same while a loss falls as a power of time, so that stretches of training
+at different times can be compared, those that a jump began and those that none did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from koopfast.errors import CheckpointError
+
+__all__ = ["FORWARD", "Candidate", "Controller", "Decision", "RECENT_MEAN", "fall"]
+
+FORWARD = 1 / 3
+"""Gradient evaluations that a forward pass costs: the backward pass costs twice as much."""
+
+RECENT_MEAN = "mean"
+Candidate = float | Literal["mean"]
+"""A horizon in windows, or the mean of the window's second half."""
+
+Decision = Literal["jump", "watch", "undo"]
+
+# What probes may cost while they gain nothing: this share of all evaluations, and this many.
+_SHARE = 0.01
+_GRACE = 3.0
+# Credit that jumps have earned never exceeds this share of all evaluations, so that gains of long
+# ago do not pay for losses without end.
+_MOST_CREDIT = 0.5
+# What an attempt costs beside the look that begins it, in evaluations.
+_SEARCH = 4 * FORWARD
+_LONGEST_STRIDE = 256
+_LOW = -2  # the shortest horizon is a quarter of a window
+_LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
+_STRONG = 2.0  # times the ordinary rate of progress: then windows may become shorter again
+_WORSE = 1.2  # a loss higher than before the jump by this factor undoes it
+_LEAST_RATE = 0.02  # of progress; slower than that is standing still
+_SURE = 2.0  # standard errors
+_GRACE_SECONDS = 1.0
+
+
+def fall(before: float, after: float) -> float:
+    """By how much a loss fell: the difference of logarithms, or relative if one is not positive."""
+    if before > 0 and after > 0:
+        return math.log(before) - math.log(after)
+    scale = max(abs(before), abs(after))
+    return (before - after) / scale if scale > 0 else 0.0
+
+
+@dataclass
+class _State:
+    """All that a controller remembers, as numbers and strings."""
+
+    evaluations: float = 0.0
+    stride: int = 1
+    power: int = 1  # the horizon that was last good is 2**power windows
+    direction: int = 1  # in which a better horizon is looked for first
+    mean_won: bool = False
+    watch: bool = False  # the next window is for comparison only
+    mark_at: float = 0.0  # evaluations at the last look; 0 before the first
+    mark_loss: float = 0.0
+    jumped: str = ""  # what became of the optimizer's state in the jump at the mark, "" without one
+    rate: float = 0.0  # of progress without jumps; 0 while unknown
+    credit: float = 0.0  # evaluations saved by jumps, less those spent on probes or lost
+    attempts: int = 0
+    last_look: float = 0.0  # the loss one step before the window was full; 0 without one
+    noise: float = 0.0  # mean square of the loss's logarithm from one step to the next
+    keep: float = 0.0  # progress after jumps that kept the optimizer's state, in ordinary rates
+    keep_count: int = 0
+    reset: float = 0.0
+    reset_count: int = 0
+    exploring: bool = False
+    explore_at: float = 0.0  # evaluations before the other treatment of that state is tried
+
+
+class Controller:
+    """Decides for one training run.
+
+    The window's length is fixed; its stride begins at 1, doubles whenever an attempt did not pay
+    and halves when it paid well. A jump is judged at the next full window, by what the loss is
+    then, against ordinary training: what it saved or lost is entered in an account, and when
+    that is overdrawn nothing is tried until training has gone on long enough.
+
+    Args:
+        window: snapshots in a window.
+        longest: the longest horizon, in windows.
+        resettable: whether the optimizer has a state that a jump may forget.
+
+    Attributes:
+        pause: optimizer steps to wait before recording goes on, set by a decision.
+    """
+
+    def __init__(self, window: int, longest: float = 256, resettable: bool = True) -> None:
+        self._window = window
+        self._high = max(_LOW, math.floor(math.log2(longest)))
+        self._resettable = resettable
+        self._s = _State()
+        self.pause = 0
+
+    @property
+    def stride(self) -> int:
+        """Optimizer steps from one snapshot to the next, in the window that begins now."""
+        return self._s.stride
+
+    @property
+    def average(self) -> bool:
+        """Whether snapshots of that window are means over the stride."""
+        return self._s.stride > 1
+
+    @property
+    def evaluations(self) -> float:
+        """Gradient evaluations so far, probes included."""
+        return self._s.evaluations
+
+    @property
+    def saved(self) -> float:
+        """Gradient evaluations that jumps are estimated to have saved, less what probes cost.
+
+        At most half of all evaluations.
+        """
+        return self._s.credit
+
+    def step(self) -> None:
+        """One optimizer step."""
+        self._s.evaluations += 1
+
+    def spend(self, probes: int, forwards: int = 1) -> None:
+        """So many probes, each of so many forward passes."""
+        cost = probes * forwards * FORWARD
+        self._s.evaluations += cost
+        self._s.credit -= cost
+
+    def wants_look(self, steps_left: int) -> bool:
+        """Whether the loss is to be looked at, so many steps before the window is full.
+
+        In the middle of the very first window, which gives the rate of ordinary training; and one
+        step before the end of the attempts 1, 2, 4, 8, … to see how much the loss jitters.
+        """
+        s = self._s
+        if s.mark_at == 0:
+            return steps_left == self._window // 2
+        number = s.attempts + 1
+        return steps_left == 1 and number & (number - 1) == 0 and self._room(0.0) >= 0
+
+    def look(self, loss: float, steps_left: int) -> None:
+        """The loss where :meth:`wants_look` asked for it."""
+        s = self._s
+        if not math.isfinite(loss):
+            return
+        if steps_left == 1:
+            s.last_look = loss
+        else:
+            s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
+
+    def ready(self) -> bool:
+        """Whether the account allows a look at the full window; if not, ``pause`` says how long."""
+        s = self._s
+        if s.mark_at == 0 or s.jumped:
+            return True
+        room = self._room(FORWARD + _SEARCH)
+        if room < 0:
+            self.pause = math.ceil(-room / _SHARE)
+        return room >= 0
+
+    def arrive(self, loss: float) -> Decision:
+        """The window is full and this is the loss: judge what came before, say what to do.
+
+        Returns:
+            ``"jump"``: fit, predict and :meth:`search`. ``"watch"``: only go on. ``"undo"``: put
+            back what was before the last jump.
+        """
+        s = self._s
+        if not math.isfinite(loss):
+            s.mark_at, s.jumped, s.exploring = 0.0, "", False
+            return "watch"
+        if s.last_look != 0:
+            jitter = fall(s.last_look, loss) ** 2 / 2
+            s.noise = jitter if s.noise == 0 else max(jitter, (s.noise + jitter) / 2)
+            s.last_look = 0.0
+        s.attempts += 1
+        decision: Decision = "jump"
+        if s.mark_at > 0:
+            decision = self._judge(fall(s.mark_loss, loss))
+            if decision == "undo":
+                s.mark_at, s.jumped, s.watch = s.evaluations, "", False
+                return decision
+        s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
+        if s.watch or self._room(_SEARCH) < 0:
+            decision = "watch"
+        s.watch = False
+        return decision
+
+    def search(self, before: float, averaged: bool) -> Generator[Candidate, float, None]:
+        """The candidates, one after the other; each is answered with the loss it gives.
+
+        From the horizon that was good last time by factors of two, as long as the loss goes down;
+        towards shorter ones where it is above ``before``. Where snapshots are averages, the mean of
+        the newer half of them takes part when it won last time or no horizon is good.
+        """
+        s = self._s
+        losses: dict[int, float] = {}
+        mean = math.inf
+        if averaged and s.mean_won:
+            mean = yield RECENT_MEAN
+        k = min(max(s.power, _LOW), self._high)
+        losses[k] = yield 2.0**k
+        if losses[k] < before:
+            k = yield from self._climb(k, losses)
+        else:
+            k = yield from self._retreat(k, before, losses)
+        good = losses[k] < before
+        if averaged and not s.mean_won and not good:
+            mean = yield RECENT_MEAN
+        s.mean_won = mean < min(before, losses[k])
+        s.power = k if good else max(_LOW, min(s.power, 2) - 1)
+
+    def worth(self, before: float, after: float) -> bool:
+        """Whether a loss this much lower is worth a jump."""
+        return math.isfinite(after) and fall(before, after) > _LEAST_GAIN
+
+    def leave(self, accepted: bool) -> Literal["keep", "reset"]:
+        """The search is over; returns what is to become of the optimizer's state in the jump."""
+        s = self._s
+        if not accepted:
+            self._lengthen()
+            return "keep"
+        treatment = self._treatment()
+        s.jumped = treatment
+        return treatment
+
+    def clock(self, spent: float, elapsed: float, steps: int, share: float) -> None:
+        """Set ``pause`` if seconds were ``spent`` beyond a ``share`` of ``elapsed`` ones.
+
+        The first second is free, so that short runs and those within their share never depend on
+        the clock.
+
+        Args:
+            spent: seconds in recording, fitting, predicting and probing since a jump last paid.
+            elapsed: seconds of training since then.
+            steps: optimizer steps since then.
+            share: of the elapsed time that may be spent.
+        """
+        if spent > _GRACE_SECONDS and spent > share * elapsed and elapsed > 0:
+            missing = spent / share - elapsed
+            self.pause = max(self.pause, math.ceil(missing * steps / elapsed))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as numbers and strings."""
+        return dataclasses.asdict(self._s)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: something is missing, unknown or of another type.
+        """
+        self._s = _checked(state)
+        self.pause = 0
+
+    def _room(self, cost: float) -> float:
+        s = self._s
+        return s.credit + _SHARE * s.evaluations + _GRACE - cost
+
+    def _judge(self, fallen: float) -> Decision:
+        """Enter in the account what the stretch since the mark brought."""
+        s = self._s
+        span = math.log(s.evaluations / s.mark_at)
+        if not s.jumped:
+            rate = max(_LEAST_RATE, fallen / span)
+            s.rate = rate if s.rate == 0 else (s.rate + rate) / 2
+            return "jump"
+        # Half of what the loss jitters is the first loss's, half the second's.
+        unsure = _SURE * math.sqrt(2 * s.noise)
+        ordinary = max(s.rate, _LEAST_RATE) * span
+        certain = fallen - math.copysign(min(unsure, abs(fallen - ordinary)), fallen - ordinary)
+        gain = min(10.0, max(-2.0, certain / ordinary - 1))
+        length = s.evaluations - s.mark_at
+        s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
+        self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
+        explored, s.exploring = s.exploring, False
+        if explored:
+            s.explore_at = (2 if fallen > 0 else 4) * s.evaluations
+        if fallen + unsure < -math.log(_WORSE) or (explored and fallen + unsure <= 0):
+            if not explored:
+                self._lengthen()
+            return "undo"
+        if fallen < ordinary or gain == 0:
+            self._lengthen()
+            s.watch = True
+        elif gain >= _STRONG - 1:
+            s.stride = max(1, s.stride // 2)
+        return "jump"
+
+    def _lengthen(self) -> None:
+        self._s.stride = min(_LONGEST_STRIDE, 2 * self._s.stride)
+
+    def _climb(self, k: int, losses: dict[int, float]) -> Generator[Candidate, float, int]:
+        s = self._s
+        start, ahead = k, k + s.direction
+        while _LOW <= ahead <= self._high:
+            losses[ahead] = yield 2.0**ahead
+            if not losses[ahead] < losses[k]:
+                break
+            k, ahead = ahead, ahead + s.direction
+        if k == start:
+            s.direction = -s.direction
+        return k
+
+    def _retreat(
+        self, k: int, before: float, losses: dict[int, float]
+    ) -> Generator[Candidate, float, int]:
+        self._s.direction = 1
+        while k > _LOW and not losses[k] < before:
+            k = max(_LOW, k - 2)
+            losses[k] = yield 2.0**k
+        if losses[k] < before and k < self._high and k + 1 not in losses:
+            losses[k + 1] = yield 2.0 ** (k + 1)
+            if losses[k + 1] < losses[k]:
+                k += 1
+        return k
+
+    def _learn(self, treatment: str, progress: float) -> None:
+        s = self._s
+        if treatment == "keep":
+            s.keep = progress if s.keep_count == 0 else 0.6 * s.keep + 0.4 * progress
+            s.keep_count += 1
+        else:
+            s.reset = progress if s.reset_count == 0 else 0.6 * s.reset + 0.4 * progress
+            s.reset_count += 1
+
+    def _treatment(self) -> Literal["keep", "reset"]:
+        """The better one so far, and now and then the other, if the account can bear it."""
+        s = self._s
+        if not self._resettable or s.keep_count < 2:
+            return "keep"
+        resets = s.reset_count > 0 and s.reset > s.keep
+        # At worst the whole window is undone.
+        cost = self._window * s.stride + FORWARD + _SEARCH
+        bearable = cost <= _SHARE * s.evaluations + max(0.0, s.credit) / 4
+        if bearable and s.evaluations >= s.explore_at:
+            s.exploring = True
+            resets = not resets
+        return "reset" if resets else "keep"
+
+
+def _checked(state: Any) -> _State:
+    fields = {f.name: type(f.default) for f in dataclasses.fields(_State)}
+    if not isinstance(state, Mapping) or set(state) != set(fields):
+        raise CheckpointError(
+            f"state['controller']: expected a dict with the keys {sorted(fields)}, got "
+            f"{sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__}"
+        )
+    for name, kind in fields.items():
+        value = state[name]
+        wanted = (int, float) if kind is float else kind
+        if not isinstance(value, wanted) or (kind is not bool and isinstance(value, bool)):
+            raise CheckpointError(
+                f"state['controller'][{name!r}]: expected {kind.__name__}, got {value!r}"
+            )
+    if state["stride"] < 1 or state["jumped"] not in ("", "keep", "reset"):
+        raise CheckpointError(
+            f"state['controller']: stride {state['stride']!r} and jumped {state['jumped']!r} "
+            "cannot be"
+        )
+    return _State(**state)
