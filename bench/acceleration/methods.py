@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Ways to train: the optimizer alone, with Koopman jumps, with what others would do, and controls.
 
-A gradient evaluation is one forward and one backward pass. A probe is a forward pass and counts as
-a third of it, as the backward pass of a network costs twice its forward pass.
+A gradient evaluation is one forward and one backward pass over a batch. A forward pass over as many
+samples is a third of it, as the backward pass of a network costs twice its forward pass.
 """
 
 from __future__ import annotations
 
-from abc import ABC
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +17,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import koopfast
+from koopfast.controller import FORWARD
 from koopfast.demo.tasks import Task
-
-FORWARD = 1 / 3  # of a gradient evaluation
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 
-class Method(ABC):
+class Method:
     """A training under way.
 
     Attributes:
@@ -74,7 +71,7 @@ class Plain(Method):
 class Koopman(Method):
     """The optimizer with a KoopmanTrainer as it comes."""
 
-    overrides: dict[str, Any] = {}
+    overrides: Mapping[str, Any] = {}
 
     def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
         super().__init__(task, seed, make_optimizer)

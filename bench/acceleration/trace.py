@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
+from methods import CONTROLS, PEERS, Method
+from tasks import Experiment
 from torch import nn
 
-from methods import CONTROLS, PEERS, Koopman, Method, Plain
-from tasks import Experiment
+SCORES = 200  # a run
+# Who has not reached the target within the budget may go on for so many budgets in all: otherwise a
+# method that is a little slower, or as fast and less lucky, would look like one that never arrives.
+_PATIENCE = 1.25
+_LAST = 5  # scores, whose median is where a run ends: minibatches make a single one jitter
 
 
 @dataclass
@@ -24,15 +31,27 @@ class Trace:
         cost: gradient evaluations, at each score.
         seconds: of training, scores not included.
         scores: training loss on a fixed set, of which the method sees nothing in minibatch tasks.
+        within: how many of the scores lie within the budget; the others came afterwards.
         jumps: steps at which it left the optimizer's path.
-        outcome: how good the result is on what it was not trained for.
+        outcome: how good the result is on what it was not trained for, when the budget was spent.
     """
 
     cost: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    within: int = 0
     jumps: list[int] = field(default_factory=list)
     outcome: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """The loss when the budget was spent."""
+        return statistics.median(self.scores[: self.within][-_LAST:])
+
+    @property
+    def time(self) -> float:
+        """Seconds until the budget was spent."""
+        return self.seconds[self.within - 1]
 
     def first_below(self, score: float) -> tuple[float, float] | None:
         """Gradient evaluations and seconds until the score was first this low; None if never."""
@@ -49,29 +68,25 @@ class Trace:
 class _Run:
     """A method, its clock and its trace."""
 
-    def __init__(self, method: Method, budget: float) -> None:
+    def __init__(self, method: Method) -> None:
         self.method = method
-        self.budget = budget
         self.clock = 0.0
         self.trace = Trace()
         self._score()
 
-    @property
-    def done(self) -> bool:
-        return self.method.cost >= self.budget
-
-    def advance(self, cost: float) -> None:
-        """Train until the method's cost is this much."""
+    def advance(self, cost: float, most_steps: float = math.inf) -> None:
+        """Train until the method's cost is this much, or until it took so many steps."""
         begin = perf_counter()
-        while self.method.cost < min(cost, self.budget):
+        while self.method.cost < cost and self.method.steps < most_steps:
             self.method.advance()
         self.clock += perf_counter() - begin
         self._score()
 
-    def finish(self) -> Trace:
-        self.trace.jumps = self.method.jumped
+    def spent(self) -> None:
+        """The budget is spent."""
+        self.trace.within = len(self.trace.scores)
+        self.trace.jumps = list(self.method.jumped)
         self.trace.outcome = self.method.task.outcome(self.method.scored())
-        return self.trace
 
     def _score(self) -> None:
         score = self.method.task.score(self.method.scored())
@@ -81,7 +96,11 @@ class _Run:
 
 
 def race(
-    experiment: Experiment, rate: float, seed: int, steps: int, names: list[str] | None = None
+    experiment: Experiment,
+    rate: float,
+    seed: int,
+    steps: int,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Trace]:
     """Train every method from the same weights on the same batches, for the same gradients.
 
@@ -101,28 +120,30 @@ def race(
     makers: dict[str, Callable[[], Method]] = {
         name: partial(kind, task, seed, make_optimizer) for name, kind in wanted
     }
-    runs = {name: _Run(make(), steps) for name, make in makers.items()}
-    controls = {}
-    if "koopman" in runs:
-        leader = runs["koopman"].method
+    runs = {name: _Run(make()) for name, make in makers.items()}
+    controls: dict[str, _Run] = {}
+    leader = runs.get("koopman")
+    if leader is not None:
         for name, control in CONTROLS.items():
             if names is None or name in names:
-                controls[name] = _Run(control(task, seed, make_optimizer, leader), steps)
-    every = max(1, steps // 100)
+                controls[name] = _Run(control(task, seed, make_optimizer, leader.method))
+    every = max(1, steps // SCORES)
     order = list(runs.values())
-    for cost in range(every, steps + every, every):
+    for cost in range(every, steps + 1, every):
         for run in order:
             run.advance(cost)
         order = order[1:] + order[:1]
-        # A control follows where the Koopman run, ahead of it by less than a round, has jumped.
+        # A control knows only of the jumps that the Koopman run has made, so it stays behind it.
         for run in controls.values():
-            run.advance(cost)
-    return {name: run.finish() for name, run in {**runs, **controls}.items()}
-
-
-def alone(experiment: Experiment, rate: float, seed: int, steps: int) -> float:
-    """The least score of the optimizer alone at this rate."""
-    return min(race(experiment, rate, seed, steps, ["plain"])["plain"].scores)
-
-
-__all__ = ["Koopman", "Plain", "Trace", "alone", "race"]
+            run.advance(cost, leader.method.steps if leader is not None else 0)
+    everyone = {**runs, **controls}
+    for run in everyone.values():
+        run.spent()
+    if "plain" in runs:
+        target = runs["plain"].trace.end
+        for run in runs.values():
+            cost = steps
+            while run.trace.first_below(target) is None and cost < _PATIENCE * steps:
+                cost += every
+                run.advance(cost)
+    return {name: run.trace for name, run in everyone.items()}

@@ -7,7 +7,7 @@ One small class for each kind of thing; each saves when it is made and has a ``r
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from koopfast._attach import inner_optimizers
+from koopfast.errors import CheckpointError
 
 __all__ = [
     "Buffers",
@@ -22,6 +23,7 @@ __all__ = [
     "Modes",
     "OptimizerState",
     "RandomStreams",
+    "ReturnPoint",
     "Savepoint",
     "Weights",
     "restore_all",
@@ -44,6 +46,15 @@ class Weights:
     def restore(self) -> None:
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, self._values)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The copies, one a parameter."""
+        return self._values
+
+    @values.setter
+    def values(self, values: Sequence[Tensor]) -> None:
+        self._values = _matching("weights", self._values, values)
 
 
 class Gradients:
@@ -75,6 +86,19 @@ class Buffers:
             (module, name, buffer, None if _shares_memory(buffer) else buffer.detach().clone())
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The copies, one for each buffer that has memory of its own."""
+        return [value for *_, value in self._saved if value is not None]
+
+    @values.setter
+    def values(self, values: Sequence[Tensor]) -> None:
+        new = iter(_matching("buffers", self.values, values))
+        self._saved = [
+            (module, name, buffer, None if value is None else next(new))
+            for module, name, buffer, value in self._saved
         ]
 
     @torch.no_grad()
@@ -161,6 +185,35 @@ class OptimizerState:
             state[key] = entry
         restore_all(*self._inner)
 
+    @property
+    def entries(self) -> dict[int, Any]:
+        """Copies of the parameters' entries, by the parameters' places in the optimizer."""
+        places = self._places()
+        saved = [(i, self._entries[p]) for i, p in enumerate(places) if p in self._entries]
+        return {i: _copied(entry) for i, entry in saved}
+
+    @entries.setter
+    def entries(self, entries: Mapping[Any, Any]) -> None:
+        places = self._places()
+        if not all(isinstance(i, int) and 0 <= i < len(places) for i in entries):
+            raise CheckpointError("state['undo']: the optimizer's state is of other parameters")
+        own = {id(p) for p in places}
+        other = {key: entry for key, entry in self._entries.items() if id(key) not in own}
+        self._entries = {**other, **{places[i]: _copied(entry) for i, entry in entries.items()}}
+
+    def _places(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    @property
+    def resettable(self) -> bool:
+        """Whether there is something to forget, in an optimizer known to begin anew without it."""
+        ours = type(self._optimizer).__module__.startswith("torch.optim.")
+        return ours and any(
+            isinstance(value, Tensor)
+            for entry in self._entries.values()
+            for value in entry.values()
+        )
+
     def reset(self, parameters: Sequence[Tensor]) -> None:
         """Forget the state of ``parameters``, so that the optimizer starts it anew.
 
@@ -218,6 +271,48 @@ def _restore(item: Restorable) -> BaseException | None:
     except BaseException as error:
         return error
     return None
+
+
+class ReturnPoint:
+    """What an accepted jump can be undone to."""
+
+    def __init__(self, weights: Weights, buffers: Buffers, optimizer: OptimizerState) -> None:
+        self._weights = weights
+        self._buffers = buffers
+        self._optimizer = optimizer
+
+    def restore(self) -> None:
+        """Put it all back. The optimizer's state is handed over, so this serves once."""
+        restore_all(self._weights, self._buffers, self._optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies, as tensors and what an optimizer keeps beside them."""
+        return {
+            "weights": [value.clone() for value in self._weights.values],
+            "buffers": [value.clone() for value in self._buffers.values],
+            "optimizer": self._optimizer.entries,
+        }
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go back, from now on, to what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        if not isinstance(state, Mapping) or set(state) != {"weights", "buffers", "optimizer"}:
+            raise CheckpointError("state['undo']: expected weights, buffers and optimizer")
+        self._weights.values = state["weights"]
+        self._buffers.values = state["buffers"]
+        self._optimizer.entries = state["optimizer"]
+
+
+def _matching(what: str, own: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the given tensors, each on the device of its own counterpart."""
+    if len(own) != len(given) or any(
+        a.shape != b.shape or a.dtype != b.dtype for a, b in zip(own, given, strict=False)
+    ):
+        raise CheckpointError(f"state['undo']: its {what} are not those of this model")
+    return [b.detach().to(a.device, copy=True) for a, b in zip(own, given, strict=True)]
 
 
 class Savepoint:

@@ -19,7 +19,42 @@ from koopfast.errors import ConfigError
 from koopfast.guard import scalar_loss
 from koopfast.history import EpochRecord, History
 
-__all__ = ["run"]
+__all__ = ["HeldBatches", "run"]
+
+# Enough that the spread between them tells luck from gain, and few, since a probe passes all of
+# them through the network.
+_MOST_HELD = 3
+
+
+class HeldBatches:
+    """The first batches that a loader gave, kept to judge jumps by.
+
+    Losses at different times can be compared only if they are of the same batches.
+    """
+
+    def __init__(self) -> None:
+        self._loader: object = None
+        self._open = False
+        self._batches: list[tuple[Any, Any]] = []
+
+    def begin(self, loader: object) -> bool:
+        """An iteration begins; True if it is the first one of this loader."""
+        self._open = new = loader is not self._loader
+        if new:
+            self._loader = loader
+            self._batches = []
+        return new
+
+    def offer(self, x: Any, y: Any) -> None:
+        """A batch of the iteration, kept if there is room for it."""
+        if self._open and len(self._batches) < _MOST_HELD:
+            self._batches.append((x, y))
+
+    def probe(
+        self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]
+    ) -> Callable[[], list[Tensor]]:
+        """The loss of each."""
+        return lambda: [loss_fn(model(x), y) for x, y in self._batches]
 
 
 def run(
@@ -35,8 +70,14 @@ def run(
     validate: Callable[[nn.Module], Any] | None,
     progress: bool | None,
     max_steps: int | None,
+    held: HeldBatches | None = None,
+    new_batches: Callable[[], None] | None = None,
 ) -> None:
-    """Train; arguments and errors as :meth:`koopfast.KoopmanTrainer.fit`."""
+    """Train; arguments and errors as :meth:`koopfast.KoopmanTrainer.fit`.
+
+    With ``held``, jumps are judged by what it holds, and otherwise by the batch of the step;
+    ``new_batches`` is called when it begins to hold others.
+    """
     _check_count("epochs", epochs)
     if max_steps is not None:
         _check_count("max_steps", max_steps)
@@ -46,6 +87,8 @@ def run(
     try:
         for epoch in range(epochs):
             mean = _Mean(device)
+            if held is not None and held.begin(loader) and new_batches is not None:
+                new_batches()
             for batch in loader:
                 x, y = _pair(batch, device)
                 optimizer.zero_grad()
@@ -59,7 +102,11 @@ def run(
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 mean.add(loss)
-                after_step(_batch_loss(model, loss_fn, x, y))
+                if held is None:
+                    after_step(_batch_loss(model, loss_fn, x, y))
+                else:
+                    held.offer(x, y)
+                    after_step(held.probe(model, loss_fn))
                 bar.advance()
                 if steps_left is not None:
                     steps_left -= 1

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from koopfast.config import KoopmanConfig
+from koopfast.controller import Controller
 from koopfast.errors import CheckpointError, ConfigError, KoopfastError
 from koopfast.history import History
 from koopfast.parameters import ParameterVector
@@ -30,6 +31,8 @@ _KEYS = {
     "lag",
     "needs_gradients",
     "warned",
+    "controller",
+    "undo",
     "rates",
     "noted",
 }
@@ -64,6 +67,8 @@ def pack(
     warned: Iterable[str],
     rates: Iterable[float],
     noted: Tensor | None,
+    controller: Controller | None,
+    undo: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The state as a dict that ``torch.load(weights_only=True)`` reads."""
     return {
@@ -79,11 +84,17 @@ def pack(
         "warned": sorted(warned),
         "rates": list(rates),
         "noted": noted,
+        "controller": None if controller is None else controller.state_dict(),
+        "undo": undo,
     }
 
 
 def unpack(
-    state: Any, config: KoopmanConfig, parameters: ParameterVector, snapshots: SnapshotBuffer
+    state: Any,
+    config: KoopmanConfig,
+    parameters: ParameterVector,
+    snapshots: SnapshotBuffer,
+    controller: Controller | None = None,
 ) -> TrainingState:
     """Check ``state`` against a trainer's configuration and parameters and read it.
 
@@ -92,6 +103,7 @@ def unpack(
         config: the trainer's.
         parameters: the trainer's.
         snapshots: a new buffer, filled here.
+        controller: a new one, set here, where the configuration is adaptive.
 
     Raises:
         CheckpointError: anything is missing, unknown, malformed or different.
@@ -128,6 +140,9 @@ def unpack(
         rates=_rates(state, "rates"),
         noted=_sample(state, "noted"),
     )
+    if controller is not None:
+        controller.load_state_dict(state["controller"])
+        snapshots.clear(stride=controller.stride, average=controller.average)
     try:
         snapshots.load_state_dict(state["snapshots"])
     except CheckpointError:

@@ -20,15 +20,18 @@ __all__ = ["KoopmanConfig"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "guard": ("probe", "finite"),
-    "optimizer_state": ("keep", "reset"),
+    "optimizer_state": ("auto", "keep", "reset"),
 }
 _LEAST: dict[str, int] = {
-    "window": 2,
-    "stride": 1,
     "max_horizon": 1,
     "warmup": 0,
     "cooldown": 0,
 }
+_LEAST_OR_AUTO: dict[str, int] = {"window": 2, "stride": 1}
+# Short windows follow a dynamics that changes as training goes on, and let jumps come often; where
+# nothing adapts, longer ones with a stride are what most trainings need.
+_ADAPTIVE_WINDOW = 12
+_FIXED_WINDOW, _FIXED_STRIDE = 32, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,14 @@ class KoopmanConfig(FitOptions):
             their differences between snapshots, which is the same as an affine map.
         delays: how many consecutive observables are stacked; more than one for methods with
             momentum, whose memory is longer than one step.
-        window: snapshots in a fit.
-        stride: optimizer steps from one snapshot to the next.
+        window: snapshots in a fit; "auto" is 12 where the stride sets itself and 32 otherwise, or
+            as many as ``delays`` need.
+        stride: optimizer steps from one snapshot to the next. "auto" sets itself as training goes
+            on, together with the horizon and with when to try at all
+            (:mod:`koopfast.controller`); that needs ``horizon="search"`` and ``guard="probe"``,
+            and is 4 without them.
         average: store the mean over each ``stride`` steps instead of the last one; against noise.
+            "auto" does so where the stride sets itself and is above 1.
         rank: directions kept in a block: a number, "auto" (chosen from the data by hindcast), a
             float between 0 and 1 (as many as hold that fraction of the energy), "gavish-donoho"
             (the optimal threshold against noise), or None (all whose singular value lies above
@@ -64,7 +72,8 @@ class KoopmanConfig(FitOptions):
         unstable: what is done with eigenvalues outside the unit circle: "clip" moves them onto it,
             "damp" reflects them inside, "keep" leaves them.
         horizon: optimizer steps to jump, or "search": try ¼, ½, 1, 2, 4, … windows and keep what
-            the guard likes best.
+            the guard likes best (with a stride that sets itself, beginning at the horizon that was
+            best last time).
         max_horizon: longest jump that "search" tries, in windows.
         guard: "probe" accepts a jump only if the probe's loss goes down, "finite" if all predicted
             weights are finite numbers.
@@ -72,7 +81,14 @@ class KoopmanConfig(FitOptions):
             repeats with them if autograd asks for them.
         warmup: optimizer steps before the first recording.
         cooldown: optimizer steps after a jump before recording begins again.
-        optimizer_state: after a jump, "keep" the optimizer's state or "reset" it.
+        optimizer_state: after a jump, "keep" the optimizer's state or "reset" it. "auto" goes by
+            what training gained after either, where the stride sets itself and the optimizer is
+            one of torch's, and keeps it otherwise.
+        overhead: share of the training time that recording, fitting, predicting and probing may
+            take while they gain nothing, by the clock, beside the bound by counts that always
+            holds; None leaves the clock out, for runs that repeat to the last bit on a machine so
+            slow or a network so small that the bound is reached. Only where the stride sets
+            itself.
         max_bytes: most bytes that the snapshots of a window may take; None for no limit.
 
     Raises:
@@ -85,16 +101,17 @@ class KoopmanConfig(FitOptions):
 
     partition: str | Partition = "layer"
     node_size: int | None = None
-    window: int = 32
-    stride: int = 4
-    average: bool = False
+    window: int | Literal["auto"] = "auto"
+    stride: int | Literal["auto"] = "auto"
+    average: bool | Literal["auto"] = "auto"
     horizon: int | Literal["search"] = "search"
     max_horizon: int = 256
     guard: Literal["probe", "finite"] = "probe"
     probe_gradients: bool | Literal["auto"] = "auto"
     warmup: int = 0
     cooldown: int = 0
-    optimizer_state: Literal["keep", "reset"] = "keep"
+    optimizer_state: Literal["auto", "keep", "reset"] = "auto"
+    overhead: float | None = 0.05
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,8 +120,19 @@ class KoopmanConfig(FitOptions):
             check_choice(field, getattr(self, field), known)
         for field, least in _LEAST.items():
             self._store(field, whole(field, getattr(self, field), least))
-        if not isinstance(self.average, bool):
-            raise ConfigError(f"average: expected True or False, got {self.average!r}")
+        for field, least in _LEAST_OR_AUTO.items():
+            value = getattr(self, field)
+            if value != "auto":
+                self._store(field, whole(field, value, least, ', or "auto"'))
+        if self.average != "auto" and not isinstance(self.average, bool):
+            raise ConfigError(f'average: expected True, False or "auto", got {self.average!r}')
+        if self.overhead is not None:
+            given: Any = self.overhead
+            if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= 1:
+                raise ConfigError(
+                    "overhead: expected a share of the training time above 0 and up to 1, or None, "
+                    f"got {given!r}"
+                )
         if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):
             raise ConfigError(
                 f'probe_gradients: expected True, False or "auto", got {self.probe_gradients!r}'
@@ -152,6 +180,7 @@ class KoopmanConfig(FitOptions):
             observables="state",
             window=window,
             stride=1,
+            average=False,
             rank=None,
             method="qr",  # a pseudo-inverse by SVD, as the paper's
             unstable="keep",
@@ -192,6 +221,25 @@ class KoopmanConfig(FitOptions):
         if isinstance(values.get("partition"), Mapping):
             values["partition"] = Partition.from_dict(values["partition"])
         return cls(**values)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether stride, horizon and the moments to jump set themselves."""
+        return self.stride == "auto" and self.horizon == "search" and self.guard == "probe"
+
+    @property
+    def snapshots(self) -> int:
+        """Snapshots in a window, "auto" resolved."""
+        if self.window != "auto":
+            return self.window
+        return max(self.least_snapshots, _ADAPTIVE_WINDOW if self.adaptive else _FIXED_WINDOW)
+
+    @property
+    def first_stride(self) -> int:
+        """Optimizer steps from one snapshot to the next in the first window, "auto" resolved."""
+        if self.stride != "auto":
+            return self.stride
+        return 1 if self.adaptive else _FIXED_STRIDE
 
     @property
     def fit_options(self) -> FitOptions:
@@ -240,7 +288,7 @@ class KoopmanConfig(FitOptions):
 
     def _check_window(self) -> None:
         least = self.least_snapshots
-        if self.window < least:
+        if self.window != "auto" and self.window < least:
             raise ConfigError(
                 f'window: expected at least {least} snapshots for observables="{self.observables}" '
                 f"with delays={self.delays}, got {self.window}; take more snapshots or fewer delays"

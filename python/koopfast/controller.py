@@ -14,29 +14,28 @@ import dataclasses
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from koopfast.errors import CheckpointError
 
-__all__ = ["FORWARD", "Candidate", "Controller", "Decision", "RECENT_MEAN", "fall"]
+__all__ = ["FORWARD", "RECENT_MEAN", "Candidate", "Controller", "Decision", "fall"]
 
 FORWARD = 1 / 3
 """Gradient evaluations that a forward pass costs: the backward pass costs twice as much."""
 
-RECENT_MEAN = "mean"
+RECENT_MEAN: Final = "mean"
 Candidate = float | Literal["mean"]
 """A horizon in windows, or the mean of the window's second half."""
 
 Decision = Literal["jump", "watch", "undo"]
 
-# What probes may cost while they gain nothing: this share of all evaluations, and this many.
-_SHARE = 0.01
-_GRACE = 3.0
+# What probes may cost while they gain nothing: this share of all evaluations, and this many probes.
+_SHARE = 0.015
+_GRACE = 9
 # Credit that jumps have earned never exceeds this share of all evaluations, so that gains of long
 # ago do not pay for losses without end.
 _MOST_CREDIT = 0.5
-# What an attempt costs beside the look that begins it, in evaluations.
-_SEARCH = 4 * FORWARD
+_SEARCH = 3  # probes of an attempt, beside the look that begins it
 _LONGEST_STRIDE = 256
 _LOW = -2  # the shortest horizon is a quarter of a window
 _LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
@@ -70,6 +69,7 @@ class _State:
     jumped: str = ""  # what became of the optimizer's state in the jump at the mark, "" without one
     rate: float = 0.0  # of progress without jumps; 0 while unknown
     credit: float = 0.0  # evaluations saved by jumps, less those spent on probes or lost
+    forwards: int = 1  # passes of a probe
     attempts: int = 0
     last_look: float = 0.0  # the loss one step before the window was full; 0 without one
     noise: float = 0.0  # mean square of the loss's logarithm from one step to the next
@@ -92,18 +92,18 @@ class Controller:
     Args:
         window: snapshots in a window.
         longest: the longest horizon, in windows.
-        resettable: whether the optimizer has a state that a jump may forget.
 
     Attributes:
         pause: optimizer steps to wait before recording goes on, set by a decision.
+        paid: whether the last jump that was judged saved anything.
     """
 
-    def __init__(self, window: int, longest: float = 256, resettable: bool = True) -> None:
+    def __init__(self, window: int, longest: float = 256) -> None:
         self._window = window
         self._high = max(_LOW, math.floor(math.log2(longest)))
-        self._resettable = resettable
         self._s = _State()
         self.pause = 0
+        self.paid = False
 
     @property
     def stride(self) -> int:
@@ -121,6 +121,11 @@ class Controller:
         return self._s.evaluations
 
     @property
+    def on_trial(self) -> bool:
+        """Whether a jump was made that is not judged yet."""
+        return self._s.jumped != ""
+
+    @property
     def saved(self) -> float:
         """Gradient evaluations that jumps are estimated to have saved, less what probes cost.
 
@@ -134,6 +139,7 @@ class Controller:
 
     def spend(self, probes: int, forwards: int = 1) -> None:
         """So many probes, each of so many forward passes."""
+        self._s.forwards = forwards
         cost = probes * forwards * FORWARD
         self._s.evaluations += cost
         self._s.credit -= cost
@@ -148,7 +154,7 @@ class Controller:
         if s.mark_at == 0:
             return steps_left == self._window // 2
         number = s.attempts + 1
-        return steps_left == 1 and number & (number - 1) == 0 and self._room(0.0) >= 0
+        return steps_left == 1 and number & (number - 1) == 0 and self._room(0) >= 0
 
     def look(self, loss: float, steps_left: int) -> None:
         """The loss where :meth:`wants_look` asked for it."""
@@ -165,7 +171,7 @@ class Controller:
         s = self._s
         if s.mark_at == 0 or s.jumped:
             return True
-        room = self._room(FORWARD + _SEARCH)
+        room = self._room(1 + _SEARCH)
         if room < 0:
             self.pause = math.ceil(-room / _SHARE)
         return room >= 0
@@ -179,7 +185,7 @@ class Controller:
         """
         s = self._s
         if not math.isfinite(loss):
-            s.mark_at, s.jumped, s.exploring = 0.0, "", False
+            self.forget()
             return "watch"
         if s.last_look != 0:
             jitter = fall(s.last_look, loss) ** 2 / 2
@@ -198,14 +204,21 @@ class Controller:
         s.watch = False
         return decision
 
-    def search(self, before: float, averaged: bool) -> Generator[Candidate, float, None]:
+    def search(
+        self, before: float, averaged: bool, *, still: bool = False
+    ) -> Generator[Candidate, float, None]:
         """The candidates, one after the other; each is answered with the loss it gives.
 
         From the horizon that was good last time by factors of two, as long as the loss goes down;
         towards shorter ones where it is above ``before``. Where snapshots are averages, the mean of
-        the newer half of them takes part when it won last time or no horizon is good.
+        the newer half of them takes part when it won last time or no horizon is good; alone where
+        nothing is predicted and the operator stands ``still``.
         """
         s = self._s
+        if still:
+            if averaged:
+                s.mean_won = (yield RECENT_MEAN) < before
+            return
         losses: dict[int, float] = {}
         mean = math.inf
         if averaged and s.mean_won:
@@ -226,13 +239,28 @@ class Controller:
         """Whether a loss this much lower is worth a jump."""
         return math.isfinite(after) and fall(before, after) > _LEAST_GAIN
 
-    def leave(self, accepted: bool) -> Literal["keep", "reset"]:
-        """The search is over; returns what is to become of the optimizer's state in the jump."""
+    def begin(self, loss: float) -> None:
+        """A jump is tried at this loss whatever the account says."""
+        s = self._s
+        s.mark_at, s.mark_loss, s.jumped, s.exploring = s.evaluations, loss, "", False
+
+    def forget(self) -> None:
+        """What was a stretch of training is none: compare with nothing that came before."""
+        s = self._s
+        s.mark_at, s.jumped, s.exploring, s.last_look = 0.0, "", False, 0.0
+
+    def leave(self, accepted: bool, resettable: bool = False) -> Literal["keep", "reset"]:
+        """The search is over; returns what is to become of the optimizer's state in the jump.
+
+        Args:
+            accepted: whether a candidate was kept.
+            resettable: whether the optimizer has a state that can be forgotten.
+        """
         s = self._s
         if not accepted:
             self._lengthen()
             return "keep"
-        treatment = self._treatment()
+        treatment = self._treatment() if resettable else "keep"
         s.jumped = treatment
         return treatment
 
@@ -265,9 +293,10 @@ class Controller:
         self._s = _checked(state)
         self.pause = 0
 
-    def _room(self, cost: float) -> float:
+    def _room(self, probes: int) -> float:
+        """Evaluations left in the account after so many probes."""
         s = self._s
-        return s.credit + _SHARE * s.evaluations + _GRACE - cost
+        return s.credit + _SHARE * s.evaluations + (_GRACE - probes) * s.forwards * FORWARD
 
     def _judge(self, fallen: float) -> Decision:
         """Enter in the account what the stretch since the mark brought."""
@@ -282,6 +311,7 @@ class Controller:
         ordinary = max(s.rate, _LEAST_RATE) * span
         certain = fallen - math.copysign(min(unsure, abs(fallen - ordinary)), fallen - ordinary)
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
+        self.paid = gain > 0
         length = s.evaluations - s.mark_at
         s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
         self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
@@ -305,7 +335,7 @@ class Controller:
     def _climb(self, k: int, losses: dict[int, float]) -> Generator[Candidate, float, int]:
         s = self._s
         start, ahead = k, k + s.direction
-        while _LOW <= ahead <= self._high:
+        while _LOW <= ahead <= self._high and ahead not in losses:
             losses[ahead] = yield 2.0**ahead
             if not losses[ahead] < losses[k]:
                 break
@@ -318,13 +348,10 @@ class Controller:
         self, k: int, before: float, losses: dict[int, float]
     ) -> Generator[Candidate, float, int]:
         self._s.direction = 1
-        while k > _LOW and not losses[k] < before:
-            k = max(_LOW, k - 2)
-            losses[k] = yield 2.0**k
-        if losses[k] < before and k < self._high and k + 1 not in losses:
-            losses[k + 1] = yield 2.0 ** (k + 1)
-            if losses[k + 1] < losses[k]:
-                k += 1
+        if k > _LOW:
+            losses[_LOW] = yield 2.0**_LOW
+            if losses[_LOW] < before:
+                return (yield from self._climb(_LOW, losses))
         return k
 
     def _learn(self, treatment: str, progress: float) -> None:
@@ -339,16 +366,28 @@ class Controller:
     def _treatment(self) -> Literal["keep", "reset"]:
         """The better one so far, and now and then the other, if the account can bear it."""
         s = self._s
-        if not self._resettable or s.keep_count < 2:
+        if s.keep_count < 2:
             return "keep"
         resets = s.reset_count > 0 and s.reset > s.keep
         # At worst the whole window is undone.
-        cost = self._window * s.stride + FORWARD + _SEARCH
+        cost = self._window * s.stride + (1 + _SEARCH) * s.forwards * FORWARD
         bearable = cost <= _SHARE * s.evaluations + max(0.0, s.credit) / 4
         if bearable and s.evaluations >= s.explore_at:
             s.exploring = True
             resets = not resets
         return "reset" if resets else "keep"
+
+
+class ControllerMark:
+    """The state of a controller now; ``restore()`` goes back to it. Of None, nothing happens."""
+
+    def __init__(self, controller: Controller | None) -> None:
+        self._controller = controller
+        self._state = None if controller is None else controller.state_dict()
+
+    def restore(self) -> None:
+        if self._controller is not None and self._state is not None:
+            self._controller.load_state_dict(self._state)
 
 
 def _checked(state: Any) -> _State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
@@ -18,13 +18,28 @@ from koopfast._savepoint import Savepoint
 from koopfast.errors import ConfigError
 from koopfast.parameters import ParameterVector
 
-__all__ = ["Guard", "Probe", "Verdict", "scalar_loss"]
+__all__ = ["Guard", "Look", "Probe", "Search", "Verdict", "scalar_loss"]
 
 Probe = Callable[[], Any]
+Search = Generator[tuple[int, Tensor], float, None]
+"""Yields (horizon in optimizer steps, weights (n,)) and is answered with the loss they give."""
 
 # The loss over the horizon falls and then rises, with ripples where a pair of complex eigenvalues
 # turns: one bad candidate may be a ripple, a second in a row is the far side of the valley.
 _MISSES = 2
+# A gain over several batches counts if it is so many times its own standard error. Of fewer batches
+# than that the error cannot be told.
+_SURE = 2.0
+_LEAST_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Look:
+    """One evaluation of a probe: the mean of the losses it returned, and each of them."""
+
+    loss: float
+    parts: tuple[float, ...]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,14 @@ class Guard:
         self.needs_gradients = gradients is True
         self._may_repeat = gradients == "auto"
 
+    def look(self, savepoint: Savepoint, probe: Probe) -> Look:
+        """The loss at the weights in place; errors as :meth:`judge`."""
+        try:
+            return _Timed(self, probe).look(savepoint)
+        except BaseException:
+            savepoint.restore()
+            raise
+
     def judge(
         self,
         parameters: ParameterVector,
@@ -90,60 +113,38 @@ class Guard:
         try:
             if probe is None or self.kind == "finite":
                 return _judge_finite(parameters, candidates)
-            return self._judge_probe(parameters, candidates, savepoint, _Timed(self, probe))
+            timed = _Timed(self, probe)
+            before = timed.look(savepoint)
+            return _try(parameters, _in_order(candidates, before.loss), savepoint, timed, before)
         except BaseException:
             savepoint.restore()
             raise
 
-    def _judge_probe(
+    def judge_search(
         self,
         parameters: ParameterVector,
-        candidates: Iterable[tuple[int, Tensor]],
+        search: Search,
         savepoint: Savepoint,
-        probe: _Timed,
+        probe: Probe,
+        before: Look,
+        worth: Callable[[float, float], bool],
     ) -> Verdict:
-        before = probe.loss(savepoint)
-        tried: list[tuple[int, float]] = []
-        best_horizon, best_loss, best_weights = 0, before, None
-        misses = 0
-        bad_weights = False
-        for horizon, weights in candidates if math.isfinite(before) else ():
-            if not _is_finite(parameters, weights):
-                tried.append((horizon, math.nan))
-                bad_weights = True
-                break
-            parameters.write(weights)
-            loss = probe.loss(savepoint)
-            tried.append((horizon, loss))
-            if loss < best_loss:
-                best_horizon, best_loss, best_weights = horizon, loss, weights
-                misses = 0
-            else:
-                misses += 1
-            if misses == _MISSES or not math.isfinite(loss):
-                break
-        if best_weights is None:
-            savepoint.weights.restore()
-        else:
-            parameters.write(best_weights)
-        kind, reason = _in_words(before, best_horizon, best_loss, tried, bad_weights)
-        # Loss for loss the same: perhaps nothing was tried at all, after rounding.
-        if tried and all(loss == before for _, loss in tried) and _is_lost(parameters, weights):
-            kind, reason = "rounded", _rounded_in_words(tried[-1][0])
-        return Verdict(
-            accepted=best_weights is not None,
-            horizon=best_horizon,
-            loss_before=before,
-            loss_after=None if best_weights is None else best_loss,
-            candidates=tuple(tried),
-            kind=kind,
-            reason=reason,
-            probe_evaluations=probe.evaluations,
-            seconds_probe=probe.seconds,
-        )
+        """Try what ``search`` asks for and keep at most one; other arguments as :meth:`judge`.
 
-    def _evaluate(self, probe: Probe, savepoint: Savepoint) -> float:
-        """The probed loss at the weights in place, from the savepoint and back to it."""
+        Args:
+            search: ends by itself.
+            before: the look at the weights in place; it is counted in the verdict.
+            worth: whether to jump from one loss to another, lower one.
+        """
+        try:
+            timed = _Timed(self, probe, before)
+            return _try(parameters, search, savepoint, timed, before, worth)
+        except BaseException:
+            savepoint.restore()
+            raise
+
+    def _evaluate(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
+        """The probed losses at the weights in place, from the savepoint and back to it."""
         if self._may_repeat and not self.needs_gradients:
             try:
                 return _call(probe, savepoint, gradients=False)
@@ -152,36 +153,118 @@ class Guard:
                 # "requires_grad=False", ...); a repeat in vain costs one evaluation.
                 if "grad" not in str(error).lower():
                     raise
-            loss = _call(probe, savepoint, gradients=True)
+            losses = _call(probe, savepoint, gradients=True)
             self.needs_gradients = True
-            return loss
+            return losses
         return _call(probe, savepoint, gradients=self.needs_gradients)
 
 
 class _Timed:
     """A probe with a count of its evaluations and the seconds they took."""
 
-    def __init__(self, guard: Guard, probe: Probe) -> None:
+    def __init__(self, guard: Guard, probe: Probe, first: Look | None = None) -> None:
         self._guard = guard
         self._probe = probe
-        self.evaluations = 0
-        self.seconds = 0.0
+        self.evaluations = 0 if first is None else 1
+        self.seconds = 0.0 if first is None else first.seconds
 
-    def loss(self, savepoint: Savepoint) -> float:
+    def look(self, savepoint: Savepoint) -> Look:
         started = perf_counter()
-        loss = self._guard._evaluate(self._probe, savepoint)
-        self.seconds += perf_counter() - started
+        parts = self._guard._evaluate(self._probe, savepoint)
+        seconds = perf_counter() - started
+        self.seconds += seconds
         self.evaluations += 1
-        return loss
+        return Look(sum(parts) / len(parts), parts, seconds)
 
 
-def _call(probe: Probe, savepoint: Savepoint, *, gradients: bool) -> float:
+def _in_order(candidates: Iterable[tuple[int, Tensor]], before: float) -> Search:
+    """One candidate after the other, until two in a row are no better than the best."""
+    least, misses = before, 0
+    for candidate in candidates:
+        loss = yield candidate
+        if loss < least:
+            least, misses = loss, 0
+        else:
+            misses += 1
+        if misses == _MISSES or not math.isfinite(loss):
+            return
+
+
+def _try(
+    parameters: ParameterVector,
+    search: Search,
+    savepoint: Savepoint,
+    probe: _Timed,
+    before: Look,
+    worth: Callable[[float, float], bool] | None = None,
+) -> Verdict:
+    """Let ``search`` lead, keep the best if it is better, leave those weights in place."""
+    tried: list[tuple[int, float]] = []
+    best, best_horizon, best_weights = before, 0, None
+    bad_weights = False
+    weights: Tensor | None = None
+    answer: float | None = None
+    while math.isfinite(before.loss):
+        try:
+            # A generator begins with None, whatever it is said to be answered with.
+            horizon, weights = next(search) if answer is None else search.send(answer)
+        except StopIteration:
+            break
+        if _is_finite(parameters, weights):
+            parameters.write(weights)
+            look = probe.look(savepoint)
+            answer = look.loss
+            if answer < best.loss:
+                best, best_horizon, best_weights = look, horizon, weights
+        else:
+            answer, bad_weights = math.nan, True
+        tried.append((horizon, answer))
+    kind, reason = _in_words(before.loss, best_horizon, best.loss, tried, bad_weights)
+    if best_weights is not None and not _is_sure(before.parts, best.parts):
+        kind, reason = "no_gain", f"the gain to {best.loss:.6g} is within what batches differ by"
+    elif best_weights is not None and worth is not None and not worth(before.loss, best.loss):
+        kind, reason = "no_gain", f"the gain from {before.loss:.6g} to {best.loss:.6g} is too small"
+    # Loss for loss the same: perhaps nothing was tried at all, after rounding.
+    unmoved = all(loss == before.loss for _, loss in tried)
+    if weights is not None and unmoved and _is_lost(parameters, weights):
+        kind, reason = "rounded", _rounded_in_words(tried[-1][0])
+    accepted = kind == "accepted"
+    if best_weights is not None and accepted:
+        parameters.write(best_weights)
+    else:
+        savepoint.weights.restore()
+    return Verdict(
+        accepted=accepted,
+        horizon=best_horizon if accepted else 0,
+        loss_before=before.loss,
+        loss_after=best.loss if accepted else None,
+        candidates=tuple(tried),
+        kind=kind,
+        reason=reason,
+        probe_evaluations=probe.evaluations,
+        seconds_probe=probe.seconds,
+    )
+
+
+def _is_sure(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether losses over the same batches fell by more than chance: a paired t statistic."""
+    count = len(before)
+    if count < _LEAST_BATCHES or len(after) != count:
+        return True
+    gains = np.subtract(before, after)
+    return bool(gains.mean() > _SURE * gains.std(ddof=1) / math.sqrt(count))
+
+
+def _call(probe: Probe, savepoint: Savepoint, *, gradients: bool) -> tuple[float, ...]:
     savepoint.gradients.hide()
     # Within an autocast region torch keeps cast copies of the weights: those of other candidates.
     torch.clear_autocast_cache()
     try:
         with torch.set_grad_enabled(gradients):
-            return scalar_loss(probe(), "probe")
+            value = probe()
+            if isinstance(value, (list, tuple)) and len(value) > 0:
+                return tuple(scalar_loss(item, "probe") for item in value)
+            return (scalar_loss(value, "probe"),)
     finally:
         torch.clear_autocast_cache()
         savepoint.restore_surroundings()
@@ -249,11 +332,9 @@ def _in_words(
     """Kind and reason of a probed verdict."""
     if not math.isfinite(before):
         return "non_finite_loss", f"the loss before the jump is {before}"
-    if horizon > 0:
-        return (
-            "accepted",
-            f"{horizon} steps ahead the loss is {after:.6g}, before it was {before:.6g}",
-        )
+    if after < before:
+        where = f"{horizon} steps ahead" if horizon > 0 else "at the mean of the newer snapshots"
+        return "accepted", f"{where} the loss is {after:.6g}, before it was {before:.6g}"
     if bad_weights and len(tried) == 1:
         return "non_finite", f"some weights predicted {tried[0][0]} steps ahead are not finite"
     losses = [loss for _, loss in tried if not math.isnan(loss)]

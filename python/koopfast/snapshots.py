@@ -41,7 +41,8 @@ class SnapshotBuffer:
 
     Attributes:
         vector: the parameters that are recorded.
-        capacity, stride, average: as given.
+        capacity: as given.
+        stride, average: as given, or as :meth:`clear` changed them.
 
     Raises:
         ConfigError: ``capacity`` below 2 or ``stride`` below 1, or nothing to record.
@@ -133,10 +134,21 @@ class SnapshotBuffer:
         sums = self._sum_dtype().itemsize if self.average and self.stride > 1 else 0
         return self.vector.n * (self.capacity * self.vector.dtype.itemsize + sums)
 
-    def clear(self) -> None:
-        """Forget all rows and a stride that has begun; the memory is kept for the next window."""
+    @property
+    def steps_left(self) -> int:
+        """Calls of :meth:`record` until all rows are stored."""
+        return (self.capacity - self._count) * self.stride - self._phase
+
+    def clear(self, *, stride: int | None = None, average: bool | None = None) -> None:
+        """Forget all rows and a stride that has begun; the memory is kept for the next window.
+
+        Args:
+            stride, average: of the next window; None leaves them as they are.
+        """
         self._count = 0
         self._phase = 0
+        self.stride = self.stride if stride is None else whole("stride", stride, 1)
+        self.average = self.average if average is None else bool(average)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, the running sum and the place in the stride, as numbers, strings and tensors.

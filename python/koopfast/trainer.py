@@ -21,19 +21,28 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from koopfast import _attach, _optimizer_checkpoint, _training_loop, _training_state
+from koopfast._adaptive import Predictions
 from koopfast._files import check_file_name, write_whole
 from koopfast._rank import is_first_rank
-from koopfast._savepoint import Buffers, OptimizerState, Savepoint, Weights, restore_all
+from koopfast._savepoint import (
+    Buffers,
+    OptimizerState,
+    ReturnPoint,
+    Savepoint,
+    Weights,
+    restore_all,
+)
 from koopfast._watch import RateWatch, StepWatch, WeightWatch
 from koopfast.config import KoopmanConfig
+from koopfast.controller import Controller, ControllerMark
 from koopfast.errors import (
     ConfigError,
     KoopfastError,
     KoopmanWarning,
     ParameterChangedError,
 )
-from koopfast.guard import Guard, Probe, Verdict
-from koopfast.history import History, HistoryMark, JumpRecord, Spread
+from koopfast.guard import Guard, Look, Probe, Verdict
+from koopfast.history import Counters, History, HistoryMark, JumpRecord, Spread
 from koopfast.loggers import Logger, jump_values
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
@@ -116,6 +125,7 @@ class KoopmanTrainer:
         self._optimizer = optimizer
         self._parameters = ParameterVector(trainable_parameters(model, optimizer))
         self._partition = config.partition_of(model, self._parameters)
+        self._controller = self._new_controller()
         self._snapshots = self._new_buffer()
         self._weight_watch = WeightWatch(self._parameters)
         self._rate_watch = RateWatch(optimizer)
@@ -124,8 +134,10 @@ class KoopmanTrainer:
         self._enabled = True
         self._idle = config.warmup  # optimizer steps before recording goes on
         self._lag = 0  # optimizer steps since the last snapshot
+        self._paid = _Paid()
+        self._held = _training_loop.HeldBatches()
         self._warned: set[str] = set()
-        self._rollback: tuple[Weights, Buffers, OptimizerState] | None = None
+        self._rollback: ReturnPoint | None = None
         self._hook: RemovableHandle | None = None
         self._hook_probe: Probe | None = None
         self._skip_watch = _attach.SkipWatch(optimizer)
@@ -161,8 +173,12 @@ class KoopmanTrainer:
         two steps, or when a learning rate changes by more than a tenth from one to the next.
 
         Args:
-            probe: returns the loss to judge a jump by, as a float or a tensor with one element;
-                called only when the window is full, with the weights under trial in the model.
+            probe: returns the loss to judge a jump by, as a float or a tensor with one element,
+                or a list of them, one for each of several batches: of three or more, a jump must
+                lower the mean by twice its standard error. Losses of the same samples at every
+                call are compared over time, which is what tells whether jumps pay; where the
+                samples change, only what stands out of the noise counts. Called when the window is
+                full, with the weights under trial in the model, and now and then before.
                 What it disturbs (gradients, buffers, train/eval modes, global random streams) is
                 put back after each call; of another network that it calls, nothing is, nor what
                 it takes from an iterator. It must not step the optimizer. With ``guard="finite"``
@@ -249,7 +265,7 @@ class KoopmanTrainer:
     def enabled(self, value: bool) -> None:
         self._enabled = bool(value)
         if not self._enabled:
-            self._restart_window()
+            self._start_over()
 
     def _after_hook(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The optimizer has stepped; ``args`` and ``kwargs`` are those of its ``step()``."""
@@ -290,6 +306,8 @@ class KoopmanTrainer:
             return None
         counters = self.history.counters
         counters.optimizer_steps += 1
+        if self._controller is not None:
+            self._controller.step()
         rate_changed = self._rate_watch.changed()
         if not self._enabled:
             return None
@@ -310,6 +328,7 @@ class KoopmanTrainer:
         self._weight_watch.note()
         counters.seconds_record += perf_counter() - started
         if not self._snapshots.full:
+            self._look_ahead(probe)
             return None
         if self._weight_watch.broken():
             self._split_at_write()
@@ -322,7 +341,47 @@ class KoopmanTrainer:
                 'after_step or attach, or configure guard="finite" with a fixed horizon',
             )
             return None
+        if self._controller is not None and probe is not None:
+            return self._consider(self._controller, probe)
         return self._jump(probe)
+
+    def _look_ahead(self, probe: Probe | None) -> None:
+        """Probe in mid-window, where the controller wants to know how the loss moves."""
+        controller, left = self._controller, self._snapshots.steps_left
+        if controller is not None and probe is not None and controller.wants_look(left):
+            controller.look(self._look(controller, probe).loss, left)
+
+    def _look(self, controller: Controller, probe: Probe) -> Look:
+        """The loss now, outside of any jump."""
+        self._jumping = True
+        try:
+            parameters = self._parameters
+            savepoint = Savepoint(self._model, parameters.parameters, parameters.device)
+            look = self._guard.look(savepoint, probe)
+        finally:
+            self._jumping = False
+        controller.spend(1, len(look.parts))
+        return look
+
+    def _consider(self, controller: Controller, probe: Probe) -> JumpRecord | None:
+        """The window is full: jump, only watch, or undo the jump before."""
+        counters = self.history.counters
+        if self.config.overhead is not None:
+            controller.clock(*self._paid.since(counters), self.config.overhead)
+        if controller.pause == 0 and controller.ready():
+            look = self._look(controller, probe)
+            decision = controller.arrive(look.loss)
+            if controller.paid:
+                self._paid = _Paid(counters)
+            if decision == "jump":
+                return self._jump(probe, look)
+            counters.probe_evaluations += 1
+            counters.seconds_probe += look.seconds
+            if decision == "undo" and self._rollback is not None:
+                self._undo()
+        self._idle, controller.pause = controller.pause, 0
+        self._restart_window()
+        return None
 
     # Jumping
 
@@ -366,31 +425,37 @@ class KoopmanTrainer:
                 "rollback: there is no accepted jump to undo (one at most can be, and loading a "
                 "state forgets it)"
             )
+        self._undo()
+        self._start_over()
+
+    def _undo(self) -> None:
+        assert self._rollback is not None
         self._parameters.check_unchanged(self._model)
-        restore_all(*self._rollback)
+        self._rollback.restore()
         self._rollback = None
         self.history.counters.jumps_rolled_back += 1
-        self._restart_window()
 
-    def _jump(self, probe: Probe | None) -> JumpRecord:
+    def _jump(self, probe: Probe | None, look: Look | None = None) -> JumpRecord:
         """One attempt, all or nothing: an exception leaves everything as it was before it."""
         history: HistoryMark | None = None
         savepoint: Savepoint | None = None
         optimizer_state: OptimizerState | None = None
+        controller = ControllerMark(self._controller)
         self._jumping = True
         try:
             history = HistoryMark(self.history)
             self._parameters.check_unchanged(self._model)
             optimizer_state = OptimizerState(self._optimizer, copy=False)
             savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
-            record = self._attempt(probe, savepoint)
+            record = self._attempt(probe, savepoint, look)
+            treatment = self._treatment(record, optimizer_state)
             rollback = self._rollback
             if record.accepted:
-                rollback = self._settle(savepoint, optimizer_state)
+                rollback = self._settle(savepoint, optimizer_state, treatment)
             self.history.add_jump(record)
         except BaseException:
             if savepoint is not None and optimizer_state is not None and history is not None:
-                restore_all(savepoint, optimizer_state, history)
+                restore_all(savepoint, optimizer_state, history, controller)
             raise
         finally:
             self._jumping = False
@@ -400,15 +465,15 @@ class KoopmanTrainer:
         if record.accepted:
             self._idle = self.config.cooldown
         self._log(record)
-        if not record.accepted and record.kind != "no_gain":
+        if not record.accepted and record.kind not in self._quiet:
             self._warn(record.kind, f"jump refused at step {record.step}: {record.reason}")
         return record
 
-    def _attempt(self, probe: Probe | None, savepoint: Savepoint) -> JumpRecord:
+    def _attempt(self, probe: Probe | None, savepoint: Savepoint, look: Look | None) -> JumpRecord:
         """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
         config = self.config
         step = self.history.counters.optimizer_steps
-        horizons = _horizons(config, self._snapshots.count)
+        seconds_fit, probed = 0.0, {} if look is None else _probed(look)
         started = perf_counter()
         try:
             with _fit_failures():
@@ -419,32 +484,67 @@ class KoopmanTrainer:
                 )
             seconds_fit = perf_counter() - started
             self.operator = operator
-            predictions = _Predictions(self._snapshots, operator, horizons, self._lag)
-            verdict = _refusal(operator)
-            if verdict is None:
-                verdict = self._guard.judge(self._parameters, predictions, savepoint, probe)
+            verdict, seconds_predict = self._judge(operator, probe, savepoint, look)
         except _FitFailure as failure:
-            verdict = _refused("operator", str(failure))
+            verdict = _refused("operator", str(failure), **probed)
             return JumpRecord(step=step, **dataclasses.asdict(verdict))
         return JumpRecord(
             step=step,
             **dataclasses.asdict(verdict),
             seconds_fit=seconds_fit,
-            seconds_predict=predictions.seconds,
+            seconds_predict=seconds_predict,
             rank=Spread.of(operator.rank.cpu().numpy()),
             hindcast_error=Spread.of(operator.hindcast_error.cpu().numpy()),
         )
 
+    def _judge(
+        self,
+        operator: KoopmanOperator,
+        probe: Probe | None,
+        savepoint: Savepoint,
+        look: Look | None,
+    ) -> tuple[Verdict, float]:
+        """What the guard says to the operator's predictions, and the seconds these took."""
+        guard, parameters, controller = self._guard, self._parameters, self._controller
+        averaged = controller is not None and self._snapshots.average
+        verdict = _refusal(operator, **({} if look is None else _probed(look)))
+        # Where nothing is predicted, the mean of the snapshots may still be better than the last.
+        if verdict is not None and not (averaged and verdict.kind == "still"):
+            return verdict, 0.0
+        if controller is None or probe is None:
+            horizons = _horizons(self.config, self._snapshots)
+            in_order = _Predictions(self._snapshots, operator, horizons, self._lag)
+            return guard.judge(parameters, in_order, savepoint, probe), in_order.seconds
+        if look is None:
+            look = guard.look(savepoint, probe)
+            controller.spend(1, len(look.parts))
+            controller.begin(look.loss)
+        predictions = Predictions(
+            self._snapshots, _unless_it_fails(operator), self._lag, _CANDIDATE_BYTES
+        )
+        search = predictions.search(controller.search(look.loss, averaged, still=operator.still))
+        verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
+        controller.spend(verdict.probe_evaluations - 1, len(look.parts))
+        return verdict, predictions.seconds
+
+    def _treatment(self, record: JumpRecord, state: OptimizerState) -> str:
+        """What is to become of the optimizer's state: as configured, or as the controller says."""
+        wanted = self.config.optimizer_state
+        if self._controller is None:
+            return wanted
+        chosen = self._controller.leave(record.accepted, wanted == "auto" and state.resettable)
+        return chosen if wanted == "auto" else wanted
+
     def _settle(
-        self, savepoint: Savepoint, optimizer_state: OptimizerState
-    ) -> tuple[Weights, Buffers, OptimizerState]:
-        """Do to the optimizer's state what the configuration says; return how to undo the jump."""
-        if self.config.optimizer_state == "reset":
+        self, savepoint: Savepoint, optimizer_state: OptimizerState, treatment: str
+    ) -> ReturnPoint:
+        """Keep the optimizer's state or forget it; return how to undo the jump."""
+        if treatment == "reset":
             optimizer_state.reset(self._parameters.parameters)
-            return savepoint.weights, savepoint.buffers, optimizer_state
+            return ReturnPoint(savepoint.weights, savepoint.buffers, optimizer_state)
         # Further steps will write to the state in place, so the way back needs copies.
         kept = OptimizerState(self._optimizer, copy=True)
-        return savepoint.weights, savepoint.buffers, kept
+        return ReturnPoint(savepoint.weights, savepoint.buffers, kept)
 
     def _refuse_reentry(self) -> None:
         if self._jumping:
@@ -452,6 +552,11 @@ class KoopmanTrainer:
                 "probe: it took an optimizer step or called the trainer in the middle of a jump; a "
                 "probe must only compute the loss, for example probe=lambda: loss_fn(model(x), y)"
             )
+
+    @property
+    def _quiet(self) -> tuple[str, ...]:
+        """Refusals that go without saying: more where the next attempt will be another one."""
+        return ("no_gain",) if self._controller is None else ("no_gain", "still")
 
     def _warn_of_newcomers(self) -> None:
         """Say it once if the optimizer now steps a parameter that jumps do not know."""
@@ -468,12 +573,22 @@ class KoopmanTrainer:
             )
 
     def _restart_window(self) -> None:
-        self._snapshots.clear()
+        controller = self._controller
+        if controller is None:
+            self._snapshots.clear()
+        else:
+            self._snapshots.clear(stride=controller.stride, average=controller.average)
         self._weight_watch.forget()
         self._lag = 0
 
-    def _split_window(self) -> None:
+    def _start_over(self) -> None:
+        """What comes is not to be compared with what was."""
+        if self._controller is not None:
+            self._controller.forget()
         self._restart_window()
+
+    def _split_window(self) -> None:
+        self._start_over()
         self.history.counters.windows_split += 1
 
     def _split_at_write(self) -> None:
@@ -486,22 +601,30 @@ class KoopmanTrainer:
             "this belongs to each step, call after_step() after it instead of attach()",
         )
 
+    def _new_controller(self) -> Controller | None:
+        config = self.config
+        return Controller(config.snapshots, config.max_horizon) if config.adaptive else None
+
     def _new_buffer(self) -> SnapshotBuffer:
         config = self.config
-        buffer = SnapshotBuffer(
-            self._parameters, config.window, stride=config.stride, average=config.average
-        )
+        window, adaptive = config.snapshots, self._controller is not None
+        # A stride that sets itself may come to average, which takes a row more.
+        stride = 2 if adaptive else config.first_stride
+        average = adaptive or config.average is True
+        buffer = SnapshotBuffer(self._parameters, window, stride=stride, average=average)
         needed, most = buffer.nbytes_needed, config.max_bytes
         if most is not None and needed > most:
             row = self._parameters.n * self._parameters.dtype.itemsize
-            fits = config.window + (most - needed) // row
+            fits = window + (most - needed) // row
             fewer = f"record fewer snapshots (window={fits}) or "
             raise ConfigError(
-                f"max_bytes: expected room for {config.window} snapshots of {self._parameters.n} "
+                f"max_bytes: expected room for {window} snapshots of {self._parameters.n} "
                 f"weights, {needed} bytes, got {most}; "
                 f"{fewer if fits >= config.least_snapshots else ''}"
                 "freeze parameters that need no prediction"
             )
+        if self._controller is not None:
+            buffer.clear(stride=self._controller.stride, average=self._controller.average)
         return buffer
 
     def _log(self, record: JumpRecord) -> None:
@@ -536,7 +659,10 @@ class KoopmanTrainer:
     ) -> History:
         """Train: zero_grad, ``loss_fn(model(x), y)``, backward, step, jump now and then.
 
-        The probe is the loss of the current batch.
+        Jumps are judged by the first three batches that this loader gave (they are kept on the
+        model's device), each with its own loss: a jump must lower their mean by more than chance
+        explains, and losses of different steps can be compared. With a stride that is set they
+        are judged by the current batch.
 
         Args:
             loader: yields batches ``(x, y)``; tensors in them (in lists, tuples and dicts too)
@@ -572,6 +698,8 @@ class KoopmanTrainer:
                 validate=validate,
                 progress=progress,
                 max_steps=max_steps,
+                held=None if self._controller is None else self._held,
+                new_batches=None if self._controller is None else self._controller.forget,
             )
         finally:
             self._fitting = False
@@ -606,7 +734,8 @@ class KoopmanTrainer:
 
         Together with the states of model, optimizer and random streams it resumes in the middle
         of a window bit for bit. ``torch.load(weights_only=True)`` reads it. The point that
-        :meth:`rollback` goes back to is not part of it.
+        :meth:`rollback` goes back to is part of it (and takes the room of weights and optimizer
+        state) only where jumps are judged later and the last one is not judged yet.
         """
         return _training_state.pack(
             config=self.config,
@@ -620,6 +749,21 @@ class KoopmanTrainer:
             warned=self._warned,
             rates=self._rate_watch.rates,
             noted=self._weight_watch.noted,
+            controller=self._controller,
+            undo=self._undo_state(),
+        )
+
+    def _undo_state(self) -> dict[str, Any] | None:
+        """What an automatic undo needs to come, saved while it may come."""
+        on_trial = self._controller is not None and self._controller.on_trial
+        return self._rollback.state_dict() if on_trial and self._rollback is not None else None
+
+    def _return_point(self) -> ReturnPoint:
+        """The weights, buffers and optimizer state of now."""
+        return ReturnPoint(
+            Weights(self._parameters.parameters),
+            Buffers(self._model),
+            OptimizerState(self._optimizer, copy=True),
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -648,27 +792,43 @@ class KoopmanTrainer:
                 self._optimizer,
                 save=self.state_dict,
                 check=lambda state: functools.partial(self._adopt, *self._checked(state)),
-                without=self._restart_window,
+                without=self._start_over,
             )
 
-    def _checked(self, state: Any) -> tuple[SnapshotBuffer, _training_state.TrainingState]:
+    def _checked(
+        self, state: Any
+    ) -> tuple[
+        SnapshotBuffer, Controller | None, ReturnPoint | None, _training_state.TrainingState
+    ]:
         """What is in ``state``, if it fits; nothing is changed."""
         self._refuse_reentry()
-        snapshots = self._new_buffer()
-        loaded = _training_state.unpack(state, self.config, self._parameters, snapshots)
+        snapshots, controller = self._new_buffer(), self._new_controller()
+        loaded = _training_state.unpack(state, self.config, self._parameters, snapshots, controller)
+        undo = None
+        if state["undo"] is not None:
+            undo = self._return_point()
+            undo.load_state_dict(state["undo"])
         self._parameters.check_unchanged(self._model)
-        return snapshots, loaded
+        return snapshots, controller, undo, loaded
 
-    def _adopt(self, snapshots: SnapshotBuffer, loaded: _training_state.TrainingState) -> None:
+    def _adopt(
+        self,
+        snapshots: SnapshotBuffer,
+        controller: Controller | None,
+        undo: ReturnPoint | None,
+        loaded: _training_state.TrainingState,
+    ) -> None:
         self.history = loaded.history
         self.operator = None
         self._snapshots = snapshots
+        self._controller = controller
+        self._paid = _Paid()
         self._enabled = loaded.enabled
         self._idle = loaded.idle
         self._lag = loaded.lag
         self._guard.needs_gradients = loaded.needs_gradients
         self._warned = loaded.warned
-        self._rollback = None
+        self._rollback = undo
         self._rate_watch.rates = loaded.rates
         self._weight_watch.noted = loaded.noted
 
@@ -722,30 +882,67 @@ class _Predictions:
             yield from zip(group, rows, strict=True)
 
 
-def _horizons(config: KoopmanConfig, count: int) -> list[int]:
+class _Paid:
+    """When a jump last paid, and the seconds spent on jumps by then."""
+
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = None if counters is None else dataclasses.replace(counters)
+        self._at = perf_counter()
+
+    def since(self, counters: Counters) -> tuple[float, float, int]:
+        """Seconds spent, seconds gone by and optimizer steps taken since then."""
+        if self._counters is None:  # before the first step, or after loading
+            self.__init__(counters)  # type: ignore[misc]
+        then = self._counters
+        assert then is not None
+        spent = sum(
+            getattr(counters, name) - getattr(then, name)
+            for name in ("seconds_record", "seconds_fit", "seconds_predict", "seconds_probe")
+        )
+        steps = counters.optimizer_steps - then.optimizer_steps
+        return spent, perf_counter() - self._at, steps
+
+
+def _unless_it_fails(operator: KoopmanOperator) -> Callable[[list[float]], Tensor]:
+    """The operator's predictions; where they fail, :class:`_FitFailure`."""
+
+    def predict(horizons: list[float]) -> Tensor:
+        with _fit_failures():
+            return operator.predict(horizons)
+
+    return predict
+
+
+def _probed(look: Look) -> dict[str, Any]:
+    """A look as the fields of a verdict."""
+    return {"loss_before": look.loss, "probe_evaluations": 1, "seconds_probe": look.seconds}
+
+
+def _horizons(config: KoopmanConfig, snapshots: SnapshotBuffer) -> list[int]:
     """Horizons to try, in optimizer steps: the fixed one, or ¼, ½, 1, 2, 4 … windows.
 
-    A window spans the (count - 1) intervals between its snapshots. The longest horizon is
+    A window spans the intervals between its snapshots. The longest horizon is
     ``max_horizon`` windows, whether or not it is a power of two.
     """
     if config.horizon != "search":
         return [config.horizon]
-    span = (count - 1) * config.stride
+    span = (snapshots.count - 1) * snapshots.stride
     powers = range(-2, math.ceil(math.log2(config.max_horizon)) + 1)
     windows = [min(2.0**power, config.max_horizon) for power in powers]
     return sorted({max(1, round(span * factor)) for factor in windows})
 
 
-def _refusal(operator: KoopmanOperator) -> Verdict | None:
+def _refusal(operator: KoopmanOperator, **probed: Any) -> Verdict | None:
     """A verdict without a trial, where the operator has nothing to predict."""
     reason = operator.failure()
     if reason is None:
         return None
-    return _refused("still" if operator.ok else "operator", reason)
+    return _refused("still" if operator.ok else "operator", reason, **probed)
 
 
-def _refused(kind: str, reason: str) -> Verdict:
-    return Verdict(False, 0, None, None, (), kind, reason)
+def _refused(kind: str, reason: str, **probed: Any) -> Verdict:
+    empty = {"loss_before": None, "loss_after": None, "candidates": ()}
+    return Verdict(accepted=False, horizon=0, kind=kind, reason=reason, **{**empty, **probed})
 
 
 class _FitFailure(Exception):

@@ -113,8 +113,11 @@ def measure_stretch(
     first turn that is not counted, and both begin from the same weights each time.
     """
     replay = _Replay(task, optimizer, middle)
-    watched = config.window * config.stride
-    buffer = SnapshotBuffer(replay.vector, config.window, config.stride, config.average)
+    # A stretch has one window, which nothing adapts.
+    config = config.replace(stride=4) if config.stride == "auto" else config
+    stride = config.first_stride
+    watched = config.snapshots * stride
+    buffer = SnapshotBuffer(replay.vector, config.snapshots, stride, config.average is True)
     recording = 0.0
     for _ in range(watched):
         replay.train(1)
@@ -137,7 +140,7 @@ def measure_stretch(
         begin = perf_counter()
         operator = KoopmanOperator.fit(buffer.snapshots, partition, **options)
         fitted = perf_counter()
-        predicted = operator.predict(watched / config.stride)[0]
+        predicted = operator.predict(watched / stride)[0]
         replay.vector.write(predicted)
         end = perf_counter()
         if repeat:

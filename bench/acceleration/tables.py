@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Speed-ups of a study: medians and quartiles over seeds, and the document that shows them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from trace import Trace
+
+import numpy as np
+from tasks import Experiment
+
+from koopfast.report import machine
+
+_INTRODUCTION = """<!-- SPDX-License-Identifier: BSD-3-Clause -->
+# Does training reach the loss sooner?
+
+Written by `{command}`; {seeds} seeds. {machine}.
+
+Every method trains from the same weights on the same batches, in turns, for the same number of
+gradient evaluations: a forward and a backward pass over a batch count as one, a probe's forward
+pass over as many samples as a third. A speed-up is what the optimizer alone needs until the loss at
+which it ends, over what the method needs until then, as median and quartiles over the seeds;
+*never* means that the method did not get there within the budget and a quarter of it more.
+KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
+one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
+last snapshots; they stop when the budget is spent.
+"""
+_RATIOS = (
+    "KoopmanTrainer against each, median of the ratio of evaluations to the target (*only it*: the "
+    "other never got there):\n"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row at one rate from one seed, trained by every method.
+
+    Attributes:
+        row: the experiment.
+        kind: of the rate, "default" or "tuned".
+        rate: the learning rate.
+        seed: of weights and batches.
+        steps: budget in gradient evaluations.
+        traces: by method.
+    """
+
+    row: Experiment
+    kind: str
+    rate: float
+    seed: int
+    steps: int
+    traces: dict[str, Trace]
+
+    def speed_up(self, method: str, against: str = "plain", *, seconds: bool = False) -> float:
+        """Cost of ``against`` to the target over that of ``method``; 0 where it never gets there.
+
+        Infinite where only ``method`` gets there, NaN where neither does.
+        """
+        target = self.traces["plain"].end
+        ours, theirs = (self.traces[name].first_below(target) for name in (method, against))
+        if ours is None:
+            return float("nan") if theirs is None else 0.0
+        return float("inf") if theirs is None else theirs[seconds] / ours[seconds]
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    """First quartile, median, third; by order, so that infinities and zeros take part."""
+    known = sorted(v for v in values if v == v)
+    if not known:
+        return (float("nan"),) * 3
+    picked = (known[round(q * (len(known) - 1))] for q in (0.25, 0.75))
+    low, high = picked
+    middle = (
+        known[len(known) // 2]
+        if len(known) % 2
+        else float(np.mean(known[len(known) // 2 - 1 :][:2]))
+    )
+    return low, middle, high
+
+
+def shown(value: float) -> str:
+    if value != value:
+        return "neither"
+    if value == 0:
+        return "never"
+    if value == float("inf"):
+        return "only it"
+    return f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def spread(values: Iterable[float]) -> str:
+    low, middle, high = quartiles(values)
+    return f"{shown(middle)} ({shown(low)} – {shown(high)})"
+
+
+def grouped(cells: Sequence[Cell], kind: str) -> list[list[Cell]]:
+    """The cells of one kind of rate, a list a row."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.kind == kind:
+            rows.setdefault(cell.row.name, []).append(cell)
+    return list(rows.values())
+
+
+def methods_of(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(name for cell in cells for name in cell.traces))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _summary(group: list[Cell]) -> list[str]:
+    first = group[0]
+    plain, ours = ([c.traces[name] for c in group] for name in ("plain", "koopman"))
+    ends = [o.end / p.end for o, p in zip(ours, plain, strict=True)]
+    seconds = [
+        o.seconds[o.within - 1] / p.seconds[p.within - 1] for o, p in zip(ours, plain, strict=True)
+    ]
+    show = first.row.task(0, 1).show_outcome
+    outcomes = (statistics.median(t.outcome for t in traces) for traces in (plain, ours))
+    evaluations = statistics.median(len(o.jumps) for o in ours)
+    return [
+        first.row.name,
+        f"{first.rate:g}",
+        f"{first.steps:,}",
+        spread(c.speed_up("koopman") for c in group),
+        spread(c.speed_up("koopman", seconds=True) for c in group),
+        f"{first.row.floor:g}",
+        f"{statistics.median(ends):.2f}",
+        f"{statistics.median(seconds):.2f}",
+        f"{evaluations:g}",
+        " → ".join(show(outcome) for outcome in outcomes),
+    ]
+
+
+def _against(groups: list[list[Cell]], names: list[str], against: bool) -> str:
+    def entry(group: list[Cell], name: str) -> str:
+        if name not in group[0].traces:
+            return "–"
+        if against:
+            return shown(quartiles(c.speed_up("koopman", name) for c in group)[1])
+        return spread(c.speed_up(name) for c in group)
+
+    rows = ([g[0].row.name, *(entry(g, name) for name in names)] for g in groups)
+    return _table(["", *names], rows)
+
+
+def markdown(cells: Sequence[Cell], command: str) -> str:
+    """The document of a study."""
+    seeds = len({cell.seed for cell in cells})
+    machine_facts = "; ".join(machine())
+    parts = [_INTRODUCTION.format(command=command, seeds=seeds, machine=machine_facts)]
+    titles = {
+        "default": "At the default learning rate",
+        "tuned": "At the rate that is best for the optimizer alone",
+    }
+    for kind, title in titles.items():
+        groups = grouped(cells, kind)
+        if not groups:
+            continue
+        names = methods_of([cell for group in groups for cell in group])
+        peers = [name for name in names if name != "plain"]
+        heads = [
+            "",
+            "rate",
+            "budget",
+            "speed-up, evaluations",
+            "speed-up, seconds",
+            "aim",
+            "final loss / plain",
+            "time of the whole run / plain",
+            "jumps",
+            "outcome, plain → koopman",
+        ]
+        parts += [
+            f"## {title}\n",
+            _table(heads, map(_summary, groups)),
+            "Speed-up of each method over the optimizer alone, in gradient evaluations:\n",
+            _against(groups, peers, against=False),
+            _RATIOS,
+            _against(groups, [name for name in peers if name != "koopman"], against=True),
+        ]
+    return "\n".join(parts)

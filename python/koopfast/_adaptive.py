@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The weights that a controller's search asks for, formed a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from koopfast.controller import RECENT_MEAN, Candidate
+from koopfast.snapshots import SnapshotBuffer
+
+__all__ = ["Predictions"]
+
+
+class Predictions:
+    """Weights at horizons in windows, for :meth:`koopfast.guard.Guard.judge_search`.
+
+    A search goes on to a neighbour of the horizon it has just tried, half as long or twice, so one
+    pass over the snapshots forms all three where there is room for them.
+
+    Args:
+        snapshots: the full window; its mean is a candidate too.
+        predict: weights (k, n) at k horizons in recorded intervals.
+        lag: optimizer steps since the last snapshot.
+        room: bytes that predictions may take beside the first.
+
+    Attributes:
+        seconds: spent so far.
+    """
+
+    def __init__(
+        self,
+        snapshots: SnapshotBuffer,
+        predict: Callable[[list[float]], Tensor],
+        lag: int,
+        room: int,
+    ) -> None:
+        self._snapshots = snapshots
+        self._predict = predict
+        self._lag = lag
+        row = snapshots.vector.n * snapshots.vector.dtype.itemsize
+        self._together = 3 * row <= room
+        self._formed: dict[int, Tensor] = {}
+        self.seconds = 0.0
+
+    def search(
+        self, asked: Generator[Candidate, float, None]
+    ) -> Generator[tuple[int, Tensor], float, None]:
+        """What is ``asked`` for, as (optimizer steps ahead, weights (n,)); 0 steps for the mean."""
+        try:
+            candidate = next(asked)
+            while True:
+                loss = yield self._weights(candidate)
+                candidate = asked.send(loss)
+        except StopIteration:
+            return
+
+    def _weights(self, candidate: Candidate) -> tuple[int, Tensor]:
+        started = perf_counter()
+        if candidate == RECENT_MEAN:
+            steps, weights = 0, self._recent_mean()
+        else:
+            steps = self._steps(float(candidate))
+            if steps not in self._formed:
+                factors = (0.5, 1.0, 2.0) if self._together else (1.0,)
+                wanted = sorted({self._steps(factor * float(candidate)) for factor in factors})
+                stride = self._snapshots.stride
+                # Horizons count from now, the operator's powers from the last snapshot.
+                rows = self._predict([(h + self._lag) / stride for h in wanted])
+                self._formed.update(zip(wanted, rows, strict=True))
+            weights = self._formed[steps]
+        self.seconds += perf_counter() - started
+        return steps, weights
+
+    def _steps(self, windows: float) -> int:
+        span = (self._snapshots.count - 1) * self._snapshots.stride
+        return max(1, round(windows * span))
+
+    def _recent_mean(self) -> Tensor:
+        rows = self._snapshots.snapshots[self._snapshots.count // 2 :]
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        return rows.mean(dim=0, dtype=wide).to(rows.dtype)

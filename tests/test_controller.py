@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from koopfast import CheckpointError
+from koopfast.controller import FORWARD, RECENT_MEAN, Candidate, Controller, ControllerMark, fall
+
+WINDOW = 12
+
+
+class Training:
+    """Steps of a training whose loss is a number, told to a controller as a trainer would."""
+
+    def __init__(self, loss: Callable[[float], float], window: int = WINDOW) -> None:
+        self.controller = Controller(window)
+        self.window = window
+        self.loss = loss  # of the time
+        self.time = 0.0
+        self.strides: list[int] = []
+        self.decisions: list[str] = []
+        self.probes = 0
+
+    def look(self) -> float:
+        self.probes += 1
+        self.controller.spend(1)
+        return self.loss(self.time)
+
+    def run(self, steps: int, landing: Callable[[float], float | None]) -> None:
+        """Train; ``landing`` says to what time a jump from a time leads, None for no gain."""
+        controller, stop = self.controller, self.controller.evaluations + steps
+        while controller.evaluations < stop:
+            left = self.window * controller.stride
+            while left > 0:
+                controller.step()
+                self.time += 1
+                left -= 1
+                if left > 0 and controller.wants_look(left):
+                    controller.look(self.look(), left)
+            if not controller.ready():
+                for _ in range(controller.pause):
+                    controller.step()
+                    self.time += 1
+                controller.pause = 0
+                continue
+            before = self.look()
+            decision = controller.arrive(before)
+            self.decisions.append(decision)
+            self.strides.append(controller.stride)
+            if decision != "jump":
+                continue
+            target = landing(self.time)
+            after = math.inf if target is None else self.loss(target)
+            tried = answered(controller, before, lambda _: after)  # noqa: B023 - used at once
+            self.probes += len(tried)
+            controller.spend(len(tried))
+            accepted = controller.worth(before, after)
+            if accepted and target is not None:
+                self.time = target
+            controller.leave(accepted)
+
+
+def answered(
+    controller: Controller,
+    before: float,
+    loss: Callable[[Candidate], float],
+    *,
+    averaged: bool = False,
+) -> list[Candidate]:
+    """The candidates of one search."""
+    search = controller.search(before, averaged)
+    asked = []
+    try:
+        candidate = next(search)
+        while True:
+            asked.append(candidate)
+            candidate = search.send(loss(candidate))
+    except StopIteration:
+        return asked
+
+
+def power_law(time: float) -> float:
+    return (1 + time) ** -0.5
+
+
+def test_windows_stay_short_while_jumps_pay() -> None:
+    training = Training(power_law)
+    training.run(600, lambda time: 2 * time)
+    assert set(training.strides) == {1}
+    assert training.controller.saved > 100
+
+
+@pytest.mark.parametrize("steps", [600, 3000, 20000])
+def test_where_every_jump_is_refused_probes_cost_two_percent_at_most(steps: int) -> None:
+    training = Training(power_law)
+    training.run(steps, lambda time: None)
+    assert training.probes * FORWARD <= 0.02 * steps
+    assert max(training.strides) >= 8
+
+
+@pytest.mark.parametrize("steps", [600, 3000, 20000])
+def test_where_every_jump_looks_good_and_throws_back_little_is_lost(steps: int) -> None:
+    """The loss is lower right after it, but time has gone back: what a bad minimum is like."""
+    controller_time = [0.0]
+
+    def loss(time: float) -> float:
+        controller_time[0] = time
+        return power_law(time)
+
+    training = Training(loss)
+    thrown: list[float] = []
+
+    def landing(time: float) -> float:
+        thrown.append(time)
+        return time + 1
+
+    training.run(steps, landing)
+    ahead = training.time - training.controller.evaluations
+    assert ahead >= -0.02 * steps
+
+
+def test_a_loss_that_rose_after_a_jump_undoes_it() -> None:
+    controller = Controller(WINDOW)
+    decision = after_a_jump(controller, before=1.0, later=1.5)
+    assert decision == "undo"
+    assert controller.stride == 2
+
+
+def after_a_jump(controller: Controller, before: float, later: float) -> str:
+    """What is decided a window after a jump from one loss, at the other."""
+    for _ in range(WINDOW // 2):
+        controller.step()
+    controller.look(1.01 * before, WINDOW // 2)
+    for _ in range(WINDOW // 2):
+        controller.step()
+    assert controller.arrive(before) == "jump"
+    controller.leave(accepted=True)
+    for _ in range(WINDOW):
+        controller.step()
+    return controller.arrive(later)
+
+
+def test_noise_is_no_reason_to_undo() -> None:
+    controller = Controller(WINDOW)
+    for _ in range(WINDOW // 2):
+        controller.step()
+    controller.look(1.0, WINDOW // 2)
+    for _ in range(WINDOW // 2):
+        controller.step()
+    controller.look(1.5, 1)  # one step before the window is full: the loss jitters by a half
+    controller.arrive(1.0)
+    controller.leave(accepted=True)
+    for _ in range(WINDOW):
+        controller.step()
+    assert controller.arrive(1.5) != "undo"
+    assert controller.stride == 2
+
+
+def test_the_search_goes_on_from_the_horizon_that_was_good_last() -> None:
+    controller = Controller(WINDOW)
+
+    def valley(candidate: Candidate) -> float:
+        assert candidate != RECENT_MEAN
+        return abs(math.log2(candidate) - 5)
+
+    first = answered(controller, 10.0, valley)
+    assert first == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+    second = answered(controller, 10.0, valley)
+    assert second[0] == 32.0
+    assert len(second) <= 3
+
+
+def test_the_longest_horizon_bounds_the_search() -> None:
+    asked = answered(Controller(WINDOW, longest=8), 10.0, lambda horizon: 1 / float(horizon))
+    assert asked == [2.0, 4.0, 8.0]
+
+
+def test_where_no_horizon_is_good_two_are_tried_and_the_mean() -> None:
+    asked = answered(Controller(WINDOW), 1.0, lambda _: 2.0, averaged=True)
+    assert asked == [2.0, 0.25, RECENT_MEAN]
+
+
+def test_a_mean_that_won_is_asked_for_first() -> None:
+    controller = Controller(WINDOW)
+    answered(controller, 1.0, lambda c: 0.5 if c == RECENT_MEAN else 2.0, averaged=True)
+    assert answered(controller, 1.0, lambda _: 2.0, averaged=True)[0] == RECENT_MEAN
+
+
+def test_forgetting_the_optimizers_state_is_tried_and_kept_only_while_it_pays() -> None:
+    """Jumps that keep it bring a factor of 1.2 in time, those that reset it one of 2."""
+    treatments = treated({"keep": 1.2, "reset": 2.0})
+    assert treatments[:2] == ["keep", "keep"]
+    assert treatments[-10:].count("reset") >= 9
+    assert treated({"keep": 2.0, "reset": 1.05})[-10:].count("keep") >= 9
+
+
+def treated(factor: dict[str, float]) -> list[str]:
+    controller = Controller(WINDOW)
+    time, treatments = 0.0, []
+    for _ in range(WINDOW // 2):
+        controller.step()
+    controller.look(power_law(WINDOW // 2), WINDOW // 2)
+    time = WINDOW // 2
+    for window in range(40):
+        for _ in range(WINDOW * controller.stride if window else WINDOW // 2):
+            controller.step()
+            time += 1
+        if controller.arrive(power_law(time)) == "jump":
+            treatment = controller.leave(accepted=True, resettable=True)
+            treatments.append(treatment)
+            time *= factor[treatment]
+    return treatments
+
+
+def test_the_clock_stops_what_takes_too_long_and_leaves_short_runs_alone() -> None:
+    controller = Controller(WINDOW)
+    controller.clock(spent=0.9, elapsed=1.0, steps=100, share=0.05)
+    assert controller.pause == 0
+    controller.clock(spent=2.0, elapsed=10.0, steps=100, share=0.05)
+    assert controller.pause == 300  # until the two seconds are a twentieth of the time
+
+
+def test_a_loss_that_is_no_number_is_only_watched() -> None:
+    controller = Controller(WINDOW)
+    controller.step()
+    assert controller.arrive(math.nan) == "watch"
+    controller.step()
+    assert controller.arrive(1.0) == "jump"
+
+
+def test_falls_of_negative_losses_are_relative() -> None:
+    assert fall(2.0, 1.0) == pytest.approx(math.log(2))
+    assert fall(-1.0, -2.0) == pytest.approx(0.5)
+    assert fall(0.0, 0.0) == 0.0
+
+
+def test_its_state_is_numbers_and_strings_and_decides_the_same() -> None:
+    one, other = Training(power_law), Training(power_law)
+    one.run(300, lambda time: 1.3 * time)
+    state = one.controller.state_dict()
+    assert all(type(value) in (int, float, str, bool) for value in state.values())
+    other.controller.load_state_dict(state)
+    other.time = one.time
+    for training in (one, other):
+        training.decisions.clear()
+        training.run(300, lambda time: 1.3 * time)
+    assert one.decisions == other.decisions
+    assert one.controller.state_dict() == other.controller.state_dict()
+
+
+@pytest.mark.parametrize(
+    "change", [{"stride": 0}, {"stride": "2"}, {"watch": 1}, {"jumped": "far"}, {"noise": None}]
+)
+def test_a_state_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    controller = Controller(WINDOW)
+    before = controller.state_dict()
+    with pytest.raises(CheckpointError, match="controller"):
+        controller.load_state_dict({**before, **change})
+    with pytest.raises(CheckpointError, match="controller"):
+        controller.load_state_dict({"stride": 1})
+    assert controller.state_dict() == before
+
+
+def test_a_mark_brings_the_state_back() -> None:
+    controller = Controller(WINDOW)
+    mark = ControllerMark(controller)
+    controller.step()
+    mark.restore()
+    assert controller.evaluations == 0
+    ControllerMark(None).restore()
