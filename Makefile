@@ -8,6 +8,7 @@ KOOPFAST_WERROR ?= OFF
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+ACCELERATION_ARGS ?=
 # how long `make soak` trains under random faults
 SOAK_MINUTES ?= 30
 
@@ -48,6 +49,9 @@ bench: $(INSTALLED) ## benchmarks, scaling studies, peers, and out/bench/report.
 	mkdir -p build/bench && rm -f build/bench/raw.json
 	$(BIN)/pytest bench --benchmark-json=build/bench/raw.json $(BENCH_ARGS); failed=$$?; \
 	  $(BIN)/python bench/page.py build/bench/raw.json out/bench && exit $$failed
+
+acceleration: $(INSTALLED) ## does training reach the loss sooner? docs/acceleration.md, hours (ACCELERATION_ARGS)
+	$(BIN)/python bench/acceleration/study.py --document docs/acceleration.md $(ACCELERATION_ARGS)
 
 sanitize: $(INSTALLED) ## native tests under the address, undefined-behaviour and thread sanitizers
 	BIN=$(BIN) tests/sanitize.sh address

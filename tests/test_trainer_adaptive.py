@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,7 +155,7 @@ def test_a_failing_probe_leaves_the_controller_as_it_was() -> None:
     changed = {key for key in before if before[key] != after[key]}
     assert changed <= {
         *("evaluations", "credit", "attempts", "mark_at", "mark_loss", "rate", "noise"),
-        "last_look",
+        *("last_look", "gained"),
     }
     assert not controller.on_trial
 
@@ -178,6 +180,17 @@ def test_losses_of_several_batches_must_fall_by_more_than_chance(
         record = trainer.after_step(probe)
     assert record is not None
     assert record.accepted is accepted
+
+
+def test_what_jumps_gained_is_estimated_and_reported(tmp_path: Path) -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer)
+    run.train(trainer, 300)
+    counters = trainer.history.counters
+    assert counters.evaluations_gained > 300
+    data = json.loads(trainer.report(tmp_path / "run.json").read_text())
+    assert data["history"]["counters"]["evaluations_gained"] == counters.evaluations_gained
+    assert "gradient evaluations gained" in trainer.report(tmp_path / "run.html").read_text()
 
 
 def test_a_stride_that_is_set_stays_and_nothing_adapts() -> None:

@@ -113,7 +113,7 @@ def _say(text: str) -> None:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     rows = experiments()
-    names = [name for name in rows if arguments.only in name]
+    names = [name for name in rows if any(part in name for part in arguments.only)]
     if arguments.quick:
         names = [name for name in _QUICK_ROWS if name in names]
     return Plan(
@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny budgets, to see that all runs")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="of each row's budget")
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="rows with one of these in the name"
+    )
     parser.add_argument("--folder", default="out/acceleration")
     parser.add_argument("--document", help="write the tables to this file too, as Markdown")
     arguments = parser.parse_args()

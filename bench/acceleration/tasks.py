@@ -269,7 +269,7 @@ def _on_digits(kind: type[DigitsTask], count: int, batch: int, seed: int, steps:
     gradient, and scored on others.
     """
     part = batch
-    scored = count if batch == count else 4000
+    scored = count if batch == count else 1500
     return kind(
         _digits(count),
         steps=steps,
@@ -318,8 +318,8 @@ def _text(seed: int, steps: int) -> Task:
 
 def experiments() -> dict[str, Experiment]:
     """All rows, by name; the floors are those the project set itself."""
-    logistic = partial(_on_digits, LogisticTask, 5000, 5000)
-    whole = partial(_on_digits, DigitsTask, 5000, 5000)
+    logistic = partial(_on_digits, LogisticTask, 2000, 2000)
+    whole = partial(_on_digits, DigitsTask, 2000, 2000)
     mini = partial(_on_digits, DigitsTask, 60000, 128)
     conv = partial(_on_digits, ConvolutionTask, 60000, 64)
     some = partial(_row, full_batch=False)

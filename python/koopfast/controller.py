@@ -69,6 +69,7 @@ class _State:
     jumped: str = ""  # what became of the optimizer's state in the jump at the mark, "" without one
     rate: float = 0.0  # of progress without jumps; 0 while unknown
     credit: float = 0.0  # evaluations saved by jumps, less those spent on probes or lost
+    gained: float = 0.0  # the same without a bound
     forwards: int = 1  # passes of a probe
     attempts: int = 0
     last_look: float = 0.0  # the loss one step before the window was full; 0 without one
@@ -127,11 +128,17 @@ class Controller:
 
     @property
     def saved(self) -> float:
+        """Gradient evaluations that jumps have to their credit, at most half of all."""
+        return self._s.credit
+
+    @property
+    def gained(self) -> float:
         """Gradient evaluations that jumps are estimated to have saved, less what probes cost.
 
-        At most half of all evaluations.
+        What ordinary training, falling as the power of time that it was last seen to fall by, would
+        have taken for what the stretches after jumps brought, less what these took.
         """
-        return self._s.credit
+        return self._s.gained
 
     def step(self) -> None:
         """One optimizer step."""
@@ -143,6 +150,7 @@ class Controller:
         cost = probes * forwards * FORWARD
         self._s.evaluations += cost
         self._s.credit -= cost
+        self._s.gained -= cost
 
     def wants_look(self, steps_left: int) -> bool:
         """Whether the loss is to be looked at, so many steps before the window is full.
@@ -314,6 +322,7 @@ class Controller:
         self.paid = gain > 0
         length = s.evaluations - s.mark_at
         s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
+        s.gained += gain * length
         self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
         explored, s.exploring = s.exploring, False
         if explored:

@@ -113,6 +113,8 @@ class Counters:
     jumps_rolled_back: int = 0
     windows_split: int = 0
     probe_evaluations: int = 0
+    evaluations_gained: float = 0.0
+    seconds_gained: float = 0.0
     seconds_record: float = 0.0
     seconds_fit: float = 0.0
     seconds_predict: float = 0.0
@@ -191,6 +193,9 @@ class History:
             ("seconds in predict", f"{c.seconds_predict:.3f}"),
             ("seconds in probe", f"{c.seconds_probe:.3f}"),
         ]
+        if c.evaluations_gained != 0:
+            gained = f"{c.evaluations_gained:.0f} evaluations, {c.seconds_gained:.3g} s"
+            rows.append(("gained (estimate)", gained))
         if self.validation:
             step, value = self.validation[-1]
             rows.append(("last validation", f"{value:.6g} at step {step}"))
@@ -279,7 +284,7 @@ def _candidates(value: Any) -> tuple[tuple[int, float], ...]:
 _Parsers = Mapping[str, Callable[[Any], Any]]
 
 _COUNTER_FIELDS: _Parsers = {
-    f.name: (_number if f.name.startswith("seconds_") else _integer)
+    f.name: (_number if f.name.startswith(("seconds_", "evaluations_")) else _integer)
     for f in dataclasses.fields(Counters)
 }
 _EPOCH_FIELDS: _Parsers = {

@@ -134,7 +134,7 @@ class KoopmanTrainer:
         self._enabled = True
         self._idle = config.warmup  # optimizer steps before recording goes on
         self._lag = 0  # optimizer steps since the last snapshot
-        self._paid = _Paid()
+        self._since_begin, self._since_paid = _Since(), _Since()
         self._held = _training_loop.HeldBatches()
         self._warned: set[str] = set()
         self._rollback: ReturnPoint | None = None
@@ -367,12 +367,13 @@ class KoopmanTrainer:
         """The window is full: jump, only watch, or undo the jump before."""
         counters = self.history.counters
         if self.config.overhead is not None:
-            controller.clock(*self._paid.since(counters), self.config.overhead)
+            controller.clock(*self._since_paid(counters), self.config.overhead)
         if controller.pause == 0 and controller.ready():
             look = self._look(controller, probe)
             decision = controller.arrive(look.loss)
             if controller.paid:
-                self._paid = _Paid(counters)
+                self._since_paid = _Since(counters)
+            self._estimate_gains(controller)
             if decision == "jump":
                 return self._jump(probe, look)
             counters.probe_evaluations += 1
@@ -382,6 +383,16 @@ class KoopmanTrainer:
         self._idle, controller.pause = controller.pause, 0
         self._restart_window()
         return None
+
+    def _estimate_gains(self, controller: Controller) -> None:
+        """What jumps gained so far, at the pace at which ordinary steps were taken."""
+        counters = self.history.counters
+        spent, elapsed, steps = self._since_begin(counters)
+        pace = (elapsed - spent) / max(1, steps)
+        counters.evaluations_gained = controller.gained
+        # What probes cost is in the evaluations already.
+        other = _seconds(counters, "record", "fit", "predict")
+        counters.seconds_gained = controller.gained * pace - other
 
     # Jumping
 
@@ -822,7 +833,7 @@ class KoopmanTrainer:
         self.operator = None
         self._snapshots = snapshots
         self._controller = controller
-        self._paid = _Paid()
+        self._since_begin, self._since_paid = _Since(), _Since()
         self._enabled = loaded.enabled
         self._idle = loaded.idle
         self._lag = loaded.lag
@@ -882,25 +893,30 @@ class _Predictions:
             yield from zip(group, rows, strict=True)
 
 
-class _Paid:
-    """When a jump last paid, and the seconds spent on jumps by then."""
+class _Since:
+    """Time, and what was spent on jumps, since a moment: by default that of the first question."""
 
     def __init__(self, counters: Counters | None = None) -> None:
-        self._counters = None if counters is None else dataclasses.replace(counters)
-        self._at = perf_counter()
+        self._at, self._then = 0.0, Counters()
+        self._begun = counters is not None
+        if counters is not None:
+            self._begin(counters)
 
-    def since(self, counters: Counters) -> tuple[float, float, int]:
+    def __call__(self, counters: Counters) -> tuple[float, float, int]:
         """Seconds spent, seconds gone by and optimizer steps taken since then."""
-        if self._counters is None:  # before the first step, or after loading
-            self.__init__(counters)  # type: ignore[misc]
-        then = self._counters
-        assert then is not None
-        spent = sum(
-            getattr(counters, name) - getattr(then, name)
-            for name in ("seconds_record", "seconds_fit", "seconds_predict", "seconds_probe")
-        )
-        steps = counters.optimizer_steps - then.optimizer_steps
+        if not self._begun:
+            self._begin(counters)
+        stages = ("record", "fit", "predict", "probe")
+        spent = _seconds(counters, *stages) - _seconds(self._then, *stages)
+        steps = counters.optimizer_steps - self._then.optimizer_steps
         return spent, perf_counter() - self._at, steps
+
+    def _begin(self, counters: Counters) -> None:
+        self._at, self._then, self._begun = perf_counter(), dataclasses.replace(counters), True
+
+
+def _seconds(counters: Counters, *stages: str) -> float:
+    return float(sum(getattr(counters, f"seconds_{stage}") for stage in stages))
 
 
 def _unless_it_fails(operator: KoopmanOperator) -> Callable[[list[float]], Tensor]:
