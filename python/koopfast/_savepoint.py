@@ -186,19 +186,27 @@ class OptimizerState:
         restore_all(*self._inner)
 
     @property
-    def entries(self) -> dict[int, Any]:
-        """Copies of the parameters' entries, by the parameters' places in the optimizer."""
+    def entries(self) -> list[dict[int, Any]]:
+        """Copies of the parameters' entries, by the parameters' places in the optimizer.
+
+        The first is the optimizer's own, the others are those of the optimizers that it wraps.
+        """
         places = self._places()
-        saved = [(i, self._entries[p]) for i, p in enumerate(places) if p in self._entries]
-        return {i: _copied(entry) for i, entry in saved}
+        own = {i: _copied(self._entries[p]) for i, p in enumerate(places) if p in self._entries}
+        return [own, *(entry for inner in self._inner for entry in inner.entries)]
 
     @entries.setter
-    def entries(self, entries: Mapping[Any, Any]) -> None:
+    def entries(self, entries: Sequence[Mapping[Any, Any]]) -> None:
+        for state, entry in zip(self._all(), entries, strict=True):
+            state._adopt(entry)
+
+    def _all(self) -> list[OptimizerState]:
+        return [self, *(state for inner in self._inner for state in inner._all())]
+
+    def _adopt(self, entries: Mapping[Any, Any]) -> None:
         places = self._places()
-        if not all(isinstance(i, int) and 0 <= i < len(places) for i in entries):
-            raise CheckpointError("state['undo']: the optimizer's state is of other parameters")
-        own = {id(p) for p in places}
-        other = {key: entry for key, entry in self._entries.items() if id(key) not in own}
+        known = {id(p) for p in places}
+        other = {key: entry for key, entry in self._entries.items() if id(key) not in known}
         self._entries = {**other, **{places[i]: _copied(entry) for i, entry in entries.items()}}
 
     def _places(self) -> list[Tensor]:
@@ -303,7 +311,12 @@ class ReturnPoint:
             raise CheckpointError("state['undo']: expected weights, buffers and optimizer")
         self._weights.values = state["weights"]
         self._buffers.values = state["buffers"]
-        self._optimizer.entries = state["optimizer"]
+        try:
+            self._optimizer.entries = state["optimizer"]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                "state['undo']: its optimizer state is not one of this optimizer"
+            ) from error
 
 
 def _matching(what: str, own: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
