@@ -30,8 +30,8 @@ Candidate = float | Literal["mean"]
 Decision = Literal["jump", "watch", "undo"]
 
 # What probes may cost while they gain nothing: this share of all evaluations, and this many probes.
-_SHARE = 0.015
-_GRACE = 9
+_SHARE = 0.01
+_GRACE = 18
 # Credit that jumps have earned never exceeds this share of all evaluations, so that gains of long
 # ago do not pay for losses without end.
 _MOST_CREDIT = 0.5
@@ -41,6 +41,7 @@ _LOW = -2  # the shortest horizon is a quarter of a window
 _LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
 _STRONG = 2.0  # times the ordinary rate of progress: then windows may become shorter again
 _WORSE = 1.2  # a loss higher than before the jump by this factor undoes it
+_SLOWER = 0.25  # of what a jump seems to lose is charged while the loss still falls
 _LEAST_RATE = 0.02  # of progress; slower than that is standing still
 _SURE = 2.0  # standard errors
 _GRACE_SECONDS = 1.0
@@ -321,6 +322,9 @@ class Controller:
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
         self.paid = gain > 0
         length = s.evaluations - s.mark_at
+        if gain < 0 < fallen:
+            # Progress, if less than before: early in training that is what ordinary steps make too.
+            gain *= _SLOWER
         s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
         s.gained += gain * length
         self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
@@ -331,7 +335,7 @@ class Controller:
             if not explored:
                 self._lengthen()
             return "undo"
-        if fallen < ordinary or gain == 0:
+        if fallen < ordinary or not self.paid:
             self._lengthen()
             s.watch = True
         elif gain >= _STRONG - 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The table of docs/acceleration.md: evaluations of accelerate() and of SciPy's Anderson."""
+"""The table of docs/iterations.md: evaluations of accelerate() and of SciPy's Anderson."""
 
 from __future__ import annotations
 
