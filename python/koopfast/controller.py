@@ -41,7 +41,8 @@ _LOW = -2  # the shortest horizon is a quarter of a window
 _LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
 _STRONG = 2.0  # times the ordinary rate of progress: then windows may become shorter again
 _WORSE = 1.2  # a loss higher than before the jump by this factor undoes it
-_SLOWER = 0.25  # of what a jump seems to lose is charged while the loss still falls
+_STAKE = 0.25  # of a window that is not among the shortest, that the account must be able to lose
+_SLOWER = 0.25  # of what the first jump seems to lose is charged if the loss still falls
 _LEAST_RATE = 0.02  # of progress; slower than that is standing still
 _SURE = 2.0  # standard errors
 _GRACE_SECONDS = 1.0
@@ -180,7 +181,7 @@ class Controller:
         s = self._s
         if s.mark_at == 0 or s.jumped:
             return True
-        room = self._room(1 + _SEARCH)
+        room = self._room(1 + _SEARCH) - self._stake
         if room < 0:
             self.pause = math.ceil(-room / _SHARE)
         return room >= 0
@@ -208,7 +209,7 @@ class Controller:
                 s.mark_at, s.jumped, s.watch = s.evaluations, "", False
                 return decision
         s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
-        if s.watch or self._room(_SEARCH) < 0:
+        if s.watch or self._room(_SEARCH) < self._stake:
             decision = "watch"
         s.watch = False
         return decision
@@ -302,6 +303,11 @@ class Controller:
         self._s = _checked(state)
         self.pause = 0
 
+    @property
+    def _stake(self) -> float:
+        """Evaluations that a jump may lose before it is judged."""
+        return _STAKE * self._window * max(0, self._s.stride - 2)
+
     def _room(self, probes: int) -> float:
         """Evaluations left in the account after so many probes."""
         s = self._s
@@ -322,8 +328,9 @@ class Controller:
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
         self.paid = gain > 0
         length = s.evaluations - s.mark_at
-        if gain < 0 < fallen:
-            # Progress, if less than before: early in training that is what ordinary steps make too.
+        if gain < 0 < fallen and s.keep_count + s.reset_count == 0:
+            # Progress, if less than in the steps before the first jump: ordinary steps, too, make less
+            # of it after the first ones.
             gain *= _SLOWER
         s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
         s.gained += gain * length
