@@ -41,7 +41,8 @@ _LOW = -2  # the shortest horizon is a quarter of a window
 _LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
 _STRONG = 2.0  # times the ordinary rate of progress: then windows may become shorter again
 _WORSE = 1.2  # a loss higher than before the jump by this factor undoes it
-_STAKE = 0.25  # of a window that is not among the shortest, that the account must be able to lose
+# Share of a window, if it is not among the shortest, that the account must be able to lose.
+_STAKE = 0.25
 _SLOWER = 0.25  # of what the first jump seems to lose is charged if the loss still falls
 _LEAST_RATE = 0.02  # of progress; slower than that is standing still
 _SURE = 2.0  # standard errors
@@ -89,8 +90,9 @@ class Controller:
 
     The window's length is fixed; its stride begins at 1, doubles whenever an attempt did not pay
     and halves when it paid well. A jump is judged at the next full window, by what the loss is
-    then, against ordinary training: what it saved or lost is entered in an account, and when
-    that is overdrawn nothing is tried until training has gone on long enough.
+    then, against ordinary training: what it saved or lost is entered in an account. Where that is
+    overdrawn, or could not bear what a jump from so long a window may lose, nothing is tried until
+    training has gone on long enough.
 
     Args:
         window: snapshots in a window.
@@ -329,8 +331,8 @@ class Controller:
         self.paid = gain > 0
         length = s.evaluations - s.mark_at
         if gain < 0 < fallen and s.keep_count + s.reset_count == 0:
-            # Progress, if less than in the steps before the first jump: ordinary steps, too, make less
-            # of it after the first ones.
+            # Progress, if less than in the steps before the first jump: ordinary steps, too, make
+            # less of it after the first ones.
             gain *= _SLOWER
         s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
         s.gained += gain * length
