@@ -126,6 +126,16 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
+def _command(arguments: argparse.Namespace) -> str:
+    """What makes the same tables."""
+    if arguments.quick:
+        return "python bench/acceleration/study.py --quick"
+    options = f"--seeds {arguments.seeds} --share {arguments.share:g}"
+    if any(arguments.only):
+        options += " --only " + " ".join(f"'{part}'" for part in arguments.only)
+    return f'make acceleration ACCELERATION_ARGS="{options}"'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Does training reach the loss sooner?")
     parser.add_argument("--quick", action="store_true", help="tiny budgets, to see that all runs")
@@ -139,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the networks are small, and the methods must not disturb each other
     done = list(cells(_plan(arguments)))
-    command = " ".join(["python bench/acceleration/study.py", *sys.argv[1:]])
+    command = _command(arguments)
     text = markdown(done, command)
     folder = Path(arguments.folder) / ("quick" if arguments.quick else "")
     write_whole(folder / "acceleration.md", text.encode())
