@@ -6,7 +6,6 @@ Each test fails without its protection; docs/safety.md lists row, protection and
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import pickle
 import signal
@@ -192,12 +191,13 @@ def test_kill_9_in_the_middle_of_a_jump_or_checkpoint(tmp_path: Path) -> None:
 
 
 def test_attach_twice() -> None:
-    """One step stays one step, whether the second call is refused or replaces the probe."""
+    """The second time is an error; one step stays one step, and the probe can be changed."""
     run, once = smooth_run(), smooth_run()
     trainer, other = watched(run), watched(once)
-    trainer.attach(run.loss)
-    with contextlib.suppress(ConfigError):
+    trainer.attach(lambda: float("nan"))
+    with pytest.raises(ConfigError, match="attached already"):
         trainer.attach(run.loss)
+    trainer.probe = run.loss
     other.attach(once.loss)
     for _ in range(12):
         run.step()
@@ -211,7 +211,7 @@ def test_attach_twice() -> None:
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_hooks_lost_by_deepcopy(how: Callable[[Any], Any]) -> None:
-    """A copied optimizer is a plain one; a copied trainer watches its own, attached anew."""
+    """A copied optimizer is a plain one; a copied trainer is attached to its own, without probe."""
     run, plain = smooth_run("adam"), smooth_run("adam")
     trainer = watched(run)
     trainer.attach()
@@ -226,8 +226,7 @@ def test_hooks_lost_by_deepcopy(how: Callable[[Any], Any]) -> None:
     assert twin._optimizer is not run.optimizer
     mine = Run(twin._model, "adam", run.x, run.y)
     mine.optimizer = twin._optimizer
-    twin.detach()
-    twin.attach(mine.loss)
+    twin.probe = mine.loss
     for _ in range(6):
         mine.step()
     assert len(twin.history.jumps) == 1
