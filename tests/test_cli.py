@@ -38,7 +38,7 @@ def test_a_source_tree_without_metadata_has_no_version_but_a_demo(
         raise importlib.metadata.PackageNotFoundError(name)
 
     demo = types.SimpleNamespace(add_arguments=lambda parser: None, run=lambda options: 7)
-    monkeypatch.setattr(cli, "_demo_module", lambda: demo)
+    monkeypatch.setattr(cli, "_module", lambda name: demo)
     monkeypatch.setattr(importlib.metadata, "version", absent)
     assert cli.main(["demo"]) == 7
     assert cli.main(["--version"]) == 2
@@ -128,17 +128,17 @@ def test_demo_gets_its_own_options_and_its_exit_code_counts(
         parser.add_argument("--code", type=int)
 
     demo = types.SimpleNamespace(add_arguments=add_arguments, run=lambda options: options.code)
-    monkeypatch.setattr(cli, "_demo_module", lambda: demo)
+    monkeypatch.setattr(cli, "_module", lambda name: demo)
     assert cli.main(["demo", "--code", "7"]) == 7
 
 
 def test_demo_without_its_extra_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent() -> None:
+    def absent(name: str) -> None:
         raise ModuleNotFoundError("No module named 'tqdm'", name="tqdm.auto")
 
-    monkeypatch.setattr(cli, "_demo_module", absent)
+    monkeypatch.setattr(cli, "_module", absent)
     assert cli.main(["demo"]) == 2
     message = capsys.readouterr().err
     assert "needs tqdm" in message
@@ -146,9 +146,9 @@ def test_demo_without_its_extra_says_what_to_install(
 
 
 def test_another_missing_module_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> None:
+    def absent(name: str) -> None:
         raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
 
-    monkeypatch.setattr(cli, "_demo_module", absent)
+    monkeypatch.setattr(cli, "_module", absent)
     with pytest.raises(ModuleNotFoundError, match="elsewhere"):
         cli.main(["demo"])

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from koopfast.errors import ConfigError
 
@@ -40,3 +43,19 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> Path:
+    """Write ``content`` as JSON like :func:`write_whole`; a number that is not finite is null."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    return write_whole(path, f"{text}\n".encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command ``koopfast``: ``info`` and ``demo``.
+"""The command ``koopfast``: ``info``, ``demo`` and ``reproduce``.
 
 Written with argparse because a command of two words is no reason for a third run-time dependency
 beside numpy and torch. Nothing heavy is imported before a subcommand runs.
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing not in _DEMO_MODULES:
             raise
         print(
-            f"koopfast: the demo needs {missing}, which is not installed: "
+            f"koopfast: this command needs {missing}, which is not installed: "
             "pip install 'koopfast[demo]'",
             file=sys.stderr,
         )
@@ -104,17 +104,29 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     if command == "demo":
-        _demo_module().add_arguments(demo)
+        _module("demo").add_arguments(demo)
+
+    reproduce = commands.add_parser(
+        "reproduce", help="do an experiment of the Koopman training paper again and report it"
+    )
+    reproduce.set_defaults(run=_reproduce)
+    if command == "reproduce":
+        _module("reproduce").add_arguments(reproduce)
     return parser
 
 
 def _demo(options: argparse.Namespace) -> int:
-    code: int = _demo_module().run(options)
+    code: int = _module("demo").run(options)
     return code
 
 
-def _demo_module() -> Any:
-    return importlib.import_module("koopfast.demo")
+def _reproduce(options: argparse.Namespace) -> int:
+    code: int = _module("reproduce").run(options)
+    return code
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"koopfast.{name}")
 
 
 def _info(options: argparse.Namespace) -> int:

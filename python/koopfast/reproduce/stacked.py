@@ -57,7 +57,7 @@ class StackedSolvers:
             times: (networks, points), the problem's own if None.
         """
         h, count = self.width, len(weights)
-        w1, b1, w2, b2, w3, b3 = weights.split(self.sizes, dim=1)
+        w1, b1, w2, b2, w3, b3 = torch.split(weights, self.sizes, dim=1)
         w1, b1 = w1.unsqueeze(2), b1.unsqueeze(2)
         t, grown, decay = self._at if times is None else self._factors(times.unsqueeze(1))
         # A sine layer takes (a, da/dt) to (sin a, cos a da/dt); shapes (networks, units, points).
@@ -71,4 +71,5 @@ class StackedSolvers:
         states = torch.addcmul(self._start, grown, value)
         x, p = states.unbind(1)
         dx, dp = (decay * value + grown * rate).unbind(1)
-        return ((dx - p).square() + (dp - self.problem.force(x)).square()).mean(dim=1)
+        losses: Tensor = ((dx - p).square() + (dp - self.problem.force(x)).square()).mean(dim=1)
+        return losses

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from koopfast._files import write_whole
+from koopfast._files import write_json, write_whole
 
-__all__ = ["Store", "finite"]
+__all__ = ["Store"]
 
 
 class Store:
@@ -37,19 +36,7 @@ class Store:
 
     def save_json(self, name: str, content: Any) -> Path:
         """Write JSON; a number that is not finite becomes null."""
-        text = json.dumps(finite(content), indent=1, allow_nan=False)
-        return write_whole(self.folder / name, f"{text}\n".encode())
+        return write_json(self.folder / name, content)
 
     def load_json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-
-def finite(value: Any) -> Any:
-    """The same, with None for every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
