@@ -117,6 +117,7 @@ def publish(name: str, result: dict[str, Any], args: argparse.Namespace, seconds
     where = report.save_page(the_page, args.out / f"{name}.html")
     parts = {key: document.markdown(table) for key, table in made.items()}
     parts[f"{name}-command"] = f"`{command}` on {', '.join(machine)}."
+    parts["complexity"] = document.markdown(tables.complexity_table())
     doc = document.update(args.doc or args.out / "reproduction.md", parts)
     print(f"{parts[f'{name}-verdict']}\n\nnumbers  {args.out / name}.json\npage     {where}")
     print(f"tables   {doc}")
