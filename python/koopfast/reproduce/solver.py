@@ -239,7 +239,7 @@ def _times(
     partitions: dict[str, Partition],
 ) -> dict[str, Any]:
     """Seconds of the headline's stretch: one network by backpropagation, a stack of them (of which
-    each network's share is given), and by operator, means and fit included. In turns; medians."""
+    each network's share is given), and by operator, fit included. In turns; medians."""
     backprop: list[float] = []
     stacked: list[float] = []
     operator: dict[str, dict[str, list[float]]] = {

@@ -84,7 +84,7 @@ def _solver_verdict(runs: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
         heads, rows, f"Experiment 1, {settings['horizon']:,} steps predicted", words=(0, 4, 7),
         notes=[("Error: median distance from the true weights over median distance truly "
                "travelled; standing still gives 1. Faster: than backpropagation of one network, "
-               "means, fit and prediction included.")],
+               "fit and prediction included; recording, a copy or a sum a step, is not.")],
     )  # fmt: skip
 
 
