@@ -84,7 +84,8 @@ def _partitions() -> tuple[Figure, str]:
         for side in ("top", "right"):
             ax.spines[side].set_visible(True)
         ax.set_title(kind)
-        ax.set_xlabel(f"{partition.n_blocks} blocks, {100 * filled / n**2:.0f} % of the matrix")
+        blocks = "1 block" if partition.n_blocks == 1 else f"{partition.n_blocks} blocks"
+        ax.set_xlabel(f"{blocks}, {100 * filled / n**2:.0f} % of the matrix")
     caption = (
         f"One operator, four partitions, for a solver network with four units a layer ({n} "
         "weights): a square is a block of the operator's matrix, and what lies outside the blocks "
@@ -118,7 +119,7 @@ def _solver_errors(
         axes[0].set_ylabel("error over distance travelled")
     for ax in grid[1]:
         ax.set_xlabel("steps predicted")
-    grid[0][0].legend(fontsize=8)
+    grid[0][-1].legend(fontsize=8)
     caption = (
         "Distance of the predicted weights from the true ones over the distance truly travelled, "
         "medians over the networks. Dotted: standing still. Grey lines: 0.05, and the horizon of "
