@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-dir", type=Path, metavar="DIR", help="folder with the four MNIST files, as demo's"
     )
     parser.add_argument(
-        "--workers", type=int, default=1,
+        "--workers", type=int, default=min(2, os.cpu_count() or 1),
         help="processes that train solver networks (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
