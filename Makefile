@@ -6,6 +6,7 @@ KOOPFAST_CUDA ?= AUTO
 # ON: warnings in our own C++ and CUDA code are errors
 KOOPFAST_WERROR ?= OFF
 DEMO_ARGS ?=
+REPRODUCE_ARGS ?= --quick
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 ACCELERATION_ARGS ?=
@@ -24,7 +25,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo test soak docs bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo reproduce test soak docs bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +34,10 @@ install: $(INSTALLED) ## .venv with koopfast and all it can use; the others do t
 
 demo: $(INSTALLED) ## two trainings, with and without Koopman jumps, and a report (DEMO_ARGS)
 	$(BIN)/python -m koopfast demo $(DEMO_ARGS)
+
+reproduce: $(INSTALLED) ## the paper's experiments and docs/reproduction.md (REPRODUCE_ARGS=--full)
+	$(BIN)/python -m koopfast reproduce de-solver --doc docs/reproduction.md $(REPRODUCE_ARGS)
+	$(BIN)/python -m koopfast reproduce mnist --doc docs/reproduction.md $(REPRODUCE_ARGS)
 
 test: $(INSTALLED) ## tests and docstring examples, on the installed package (PYTEST_ARGS)
 	$(BIN)/pytest $(PYTEST_ARGS)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from koopfast.errors import ConfigError
 
@@ -65,3 +67,17 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+def write_json(path: str | os.PathLike[str], content: Any) -> Path:
+    """Write ``content`` as JSON like :func:`write_whole`; a number that is not finite is null."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    return write_whole(path, f"{text}\n".encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -30,6 +30,10 @@ _COMMANDS = {
         "koopfast.demo",
         "train two networks with and without Koopman jumps and write a report",
     ),
+    "reproduce": (
+        "koopfast.reproduce",
+        "do an experiment of the Koopman training paper again and report it",
+    ),
     "bench": (
         "koopfast.commands.bench",
         "what recording, fitting and predicting cost on this machine",
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing not in _EXTRAS:
             raise
         command = _command(arguments)
-        extra = "demo" if command == "demo" else _EXTRAS[missing]
+        extra = "demo" if command in ("demo", "reproduce") else _EXTRAS[missing]
         print(
             f"koopfast: {command} needs {missing}, which is not installed: "
             f"pip install 'koopfast[{extra}]'",

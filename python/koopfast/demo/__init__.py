@@ -8,16 +8,13 @@ without it.
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from koopfast._files import check_file_name
-from koopfast.errors import ConfigError, KoopfastError
+from koopfast._command import check_folder, check_packages, check_threads
+from koopfast.errors import KoopfastError
 
 if TYPE_CHECKING:
     from koopfast.data import Mnist
@@ -65,17 +62,17 @@ def run(args: argparse.Namespace) -> int:
         KoopfastError: a package of the extra ``demo`` is missing, MNIST cannot be read, or a file
             cannot be written at the end (the results are printed by then).
     """
-    _check_packages()
+    check_packages("the demo")
     import torch
 
     from koopfast import report
     from koopfast.demo import figures, page, race, results, stretch
 
-    _check_threads(args.threads)
+    check_threads(args.threads)
     torch.set_num_threads(args.threads)
     begin = perf_counter()
     out: Path = args.out
-    _check_folder(out)
+    check_folder(out, (_NUMBERS, _PICTURE, _PAGE))
     done: list[TaskResult] = []
     for task in _tasks(args):
         print(f"{task.title}: {task.steps:,} steps, twice with each optimizer")
@@ -116,40 +113,6 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     print(f"picture  {out / _PICTURE}\nnumbers  {out / _NUMBERS}\nreport   {out / _PAGE}")
     return 0
-
-
-def _check_threads(threads: int) -> None:
-    most = os.cpu_count() or 1  # OpenMP's library crashes when it can start no more threads
-    if not 1 <= threads <= most:
-        raise ConfigError(
-            f"--threads: expected 1 to {most}, the processors of this machine, got {threads}"
-        )
-
-
-def _check_folder(out: Path) -> None:
-    """Make it and write to it: what is wrong should not come out after minutes."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: cannot make the folder {str(out)!r}: {error}") from error
-    try:
-        with tempfile.TemporaryFile(dir=out) as probe:
-            probe.write(b"koopfast")
-    except OSError as error:
-        raise ConfigError(f"--out: cannot write to {str(out)!r}: {error}") from error
-    for name in (_NUMBERS, _PICTURE, _PAGE):
-        check_file_name(out / name, "--out")
-
-
-def _check_packages() -> None:
-    """All of them at once and first: what is missing should not come out after minutes."""
-    try:
-        for package in ("tqdm", "matplotlib", "jinja2"):
-            importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise KoopfastError(
-            f"the demo needs {error.name}, which is not installed: pip install 'koopfast[demo]'"
-        ) from error
 
 
 def _tasks(args: argparse.Namespace) -> Iterable[Task]:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from koopfast._files import write_whole
+from koopfast._files import write_json
 from koopfast.demo.race import RaceResult, Run
 from koopfast.demo.stretch import StretchResult
 from koopfast.demo.tasks import Task
@@ -133,8 +131,7 @@ def save_results(
             for result in results
         },
     }
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    return write_whole(path, f"{text}\n".encode())
+    return write_json(path, content)
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -146,13 +143,3 @@ def _stretch(stretch: StretchResult) -> dict[str, Any]:
     names = ["first", "watched", "steps", "backprop", "record", "fit", "predict", "ratio"]
     names += ["ratio_predict", "error", "score_now", "score_predicted", "score_true"]
     return {name: getattr(stretch, name) for name in names}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
