@@ -67,6 +67,8 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     """Write ``content`` as JSON like :func:`write_whole`; a number that is not finite is null."""
     text = json.dumps(_finite(content), indent=1, allow_nan=False)
