@@ -15,16 +15,16 @@ METHODS = ("gram", "qr")
 ACCURACY = {"gram": 3e-8, "qr": 1e-13}
 
 
-def factor(snapshots, partition, *, increments=True, method="gram"):
+def factor(snapshots, partition, *, rows="increments", method="gram"):
     table = _ops.BlockTable(partition)
     blocks = torch.arange(partition.n_blocks)
-    return _ops.snapshot_svd(snapshots, table, blocks, increments=increments, method=method)
+    return _ops.snapshot_svd(snapshots, table, blocks, rows=rows, method=method)
 
 
-def check_block(snapshots, partition, block, factors, *, increments=True, method="gram"):
+def check_block(snapshots, partition, block, factors, *, rows="increments", method="gram"):
     sigma, coordinates = factors
     states = _reference.gather(snapshots.cpu(), partition.block(block))
-    expected, expected_coordinates = _reference.snapshot_svd(states, increments=increments)
+    expected, expected_coordinates = _reference.snapshot_svd(states, rows=rows)
     s = len(expected)
     scale = float(expected[0])
     assert (sigma[block, :s] - expected).abs().max() <= ACCURACY[method] * scale
@@ -95,8 +95,8 @@ def test_qr_keeps_what_the_gram_matrix_loses():
     v = torch.linalg.qr(torch.randn(3000, 4, dtype=torch.float64, generator=generator))[0]
     snapshots = u * sigma_true @ v.T
     whole = Partition.from_segments([[(0, 3000)]], 3000)
-    by_qr, _ = factor(snapshots, whole, increments=False, method="qr")
-    by_gram, _ = factor(snapshots, whole, increments=False, method="gram")
+    by_qr, _ = factor(snapshots, whole, rows="states", method="qr")
+    by_gram, _ = factor(snapshots, whole, rows="states", method="gram")
     assert (by_qr[0, :4] - sigma_true).abs().max() <= 1e-12
     assert (by_gram[0, :4] - sigma_true).abs().max() <= ACCURACY["gram"]
     assert abs(float(by_gram[0, 3]) - 1e-11) > 1e-12  # as the docstring warns
