@@ -69,7 +69,14 @@ HELD_OUT = (
     Training("oscillator, Adam, held out", "oscillator", "Adam", 3e-3, 80, 4, 2000, seed=12),
     Training("oscillator, Adagrad, held out", "oscillator", "Adagrad", 3e-2, 64, 8, 500, seed=13),
     Training(
-        "oscillator, momentum, held out", "oscillator", "SGD", 5e-4, 64, 4, 1000, seed=14,
+        "oscillator, momentum, held out",
+        "oscillator",
+        "SGD",
+        5e-4,
+        64,
+        4,
+        1000,
+        seed=14,
         options=(("momentum", 0.9),),
     ),
     Training("MNIST, SGD, held out", "mnist", "SGD", 0.05, 32, 8, 50, seed=15),
@@ -79,9 +86,7 @@ HELD_OUT = (
     Training("waves, SGD, held out", "waves", "SGD", 0.02, 48, 8, 500, seed=19),
     Training("waves, Adam, held out", "waves", "Adam", 1e-3, 48, 4, 500, seed=20),
     Training("waves, RMSprop, held out", "waves", "RMSprop", 3e-4, 48, 8, 500, seed=21),
-    Training(
-        "waves, minibatch SGD, held out", "waves", "SGD", 0.02, 48, 8, 500, 32, True, seed=22
-    ),
+    Training("waves, minibatch SGD, held out", "waves", "SGD", 0.02, 48, 8, 500, 32, True, seed=22),
 )
 
 

@@ -3,32 +3,26 @@
 
 #include <cstdint>
 
-#include "motion.h"
 #include "operator_fit.h"
 #include "reduced_operator.h"
+#include "solvers/solvers.h"
 
 namespace koopfast {
 
 constexpr double kTrustedError = 0.5;
 
-// What is fitted to a block, and how well that did in the hindcast. `trusted` is the number of
+// The rank that predicts the last third of the window best from the first two thirds, and its
+// error: that of the displacement, relative to the displacement, over all predicted snapshots.
+// Rank 0 (stand still, error 1) wins where no operator does better. `trusted` is the number of
 // recorded intervals up to which the error at each single one is at most kTrustedError.
-struct Choice {
-  FitOptions options;
-  int64_t rank;
-  double error;
-  double trusted;
-};
+int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
+                 double& error, double& trusted);
 
-// Chooses the rank, and with it what options.chosen names, by predicting the rest of the window
-// from its first half and from its first two thirds. Rank 0 (stand still, error 1) wins where no
-// operator does better. The steps:
-//   1. least squares of rank kFullRank over all averages and delays: the lowest score, the mean
-//      logarithm of both errors plus kPenalty for each octave between them and those preferred;
-//   2. with that average and these delays, other ranks, estimators, and states: only one whose
-//      score is lower by kMargin takes its place.
-// Most of the candidates' errors differ by chance: the preference and the margin keep chance out.
-Choice hindcast(const Motion& motion, const BlockShape& shape, const FitOptions& options,
-                int64_t capacity);
+// Columns of `predicted` before the first with an error above kTrustedError.
+double trusted_intervals(const Matrix& predicted, const Matrix& truth);
+
+// Whether no eigenvalue lies outside the unit circle, judged by the norm of A^2, A^4, ... A^256:
+// a fraction of what an eigenbasis costs. False where that does not tell.
+bool certainly_stable(Matrix power);
 
 }  // namespace koopfast

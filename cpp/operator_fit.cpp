@@ -6,6 +6,7 @@
 #include <complex>
 #include <limits>
 
+#include "choice.h"
 #include "hindcast.h"
 #include "motion.h"
 #include "parallel.h"
@@ -92,16 +93,19 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   const int64_t coordinate_rows = std::max(motion.steps.rows(), motion.states.rows());
   const BlockShape shape{coordinate_rows, table.block_size(b)};
   Choice choice{options, capacity, kNaN, kNaN};
-  if (options.rank_rule == RankRule::hindcast || options.chosen != 0)
-    choice = hindcast(motion, shape, options, capacity);
+  if (options.chosen != 0) choice = choose(motion, shape, options, capacity);
   const FitOptions& own = choice.options;
+  const Matrix h = embed(observe(motion, s.m, own), own.delays);
+  if (options.chosen == 0 && options.rank_rule == RankRule::hindcast) {
+    choice.rank = hindcast(h, shape, options, capacity, choice.error, choice.trusted);
+    choice.trusted *= static_cast<double>(options.block_average);
+  }
   out.hindcast_error[i] = choice.error;
   out.trusted_horizon[i] = choice.trusted;
   out.increments[i] = own.increments;
   out.delays[i] = own.delays;
   out.block_average[i] = own.block_average;
   out.estimator[i] = static_cast<int32_t>(own.estimator);
-  const Matrix h = embed(observe(motion, s.m, own), own.delays);
   const Reduced fit = reduce(h, shape, own, choice.rank);
   const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
   std::copy_n(fit.sigma.data(), shown, sigma_out);

@@ -272,9 +272,7 @@ def _current(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def snapshot_gram(
-    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows: str
-) -> Tensor:
+def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) -> Tensor:
     """Gram matrices of the blocks' rows, (len(blocks), m, m) float64 on their device."""
     device, m = snapshots.device, snapshots.shape[0]
     grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device=device)

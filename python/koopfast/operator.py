@@ -124,9 +124,9 @@ class KoopmanOperator:
                 second is the same as an affine operator and the more accurate where training is
                 smooth. "auto" tries both.
             rank: the most directions a block keeps; None for all above the tolerance; "auto" for
-                16, or another number that predicts the rest of the window clearly better from
-                its first half and from its first two thirds, with none (the block stands still)
-                where nothing predicts it; a float between 0 and 1
+                the number that predicts the window's last third best from its first two, with
+                none (the block stands still) where nothing predicts it (with other options "auto"
+                as well, the rank is chosen together with them); a float between 0 and 1
                 for as few as hold that fraction of the energy (the sum of the squared singular
                 values of F); "gavish-donoho" for those above the optimal hard threshold for
                 noise of unknown strength, omega(beta) times the median singular value of F, beta
