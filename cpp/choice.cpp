@@ -19,6 +19,8 @@ constexpr int64_t kMostDelays = 8, kPreferredDelays = 8;
 // A window is divided into this many groups, whatever its snapshots' number.
 constexpr int64_t kMostGroups = 128, kLeastGroups = 10, kPreferredGroups = 32;
 constexpr double kPenalty = 0.1, kMargin = 0.3;
+// What the later split counts: it sees more of the window, and the dynamics of its end.
+constexpr double kRecentWeight = 2.0 / 3;
 // Smaller errors are rounding: no reason to prefer one operator to another.
 constexpr double kLeastError = 1e-6, kMostError = 1e3;
 
@@ -27,6 +29,7 @@ struct Split {
   int64_t head;
   Matrix truth;  // (s, tail)
   double scale;
+  double weight;
 };
 
 // The displacements that an operator of `rank` predicts for the snapshots after a head, (s, tail);
@@ -102,7 +105,8 @@ class Search {
         full_(capacity) {
     for (const int64_t part : {2, 3}) {
       const int64_t head = m_ - std::max<int64_t>(1, (m_ - 1) / part);
-      Split split{head, displacements(motion, head), 0};
+      Split split{head, displacements(motion, head), 0,
+                  part == 3 ? kRecentWeight : 1 - kRecentWeight};
       split.scale = split.truth.squaredNorm();
       splits_.push_back(std::move(split));
     }
@@ -112,14 +116,14 @@ class Search {
 
   bool moves() const { return splits_[0].scale > 0 && splits_[1].scale > 0; }
 
-  // Mean logarithm of the errors of a candidate.
+  // Weighted mean logarithm of the errors of a candidate.
   double score(const FitOptions& options, int64_t rank) const {
     double sum = 0;
     for (const Split& split : splits_) {
       const Matrix moved = predicted(motion_, shape_, options, std::min(rank, capacity_), split);
-      sum += std::log(std::max(error_of(moved, split), kLeastError));
+      sum += split.weight * std::log(std::max(error_of(moved, split), kLeastError));
     }
-    return sum / static_cast<double>(splits_.size());
+    return sum;
   }
 
   void choose_filter() {

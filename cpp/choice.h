@@ -22,7 +22,8 @@ struct Choice {
 // from its first half and from its first two thirds. Rank 0 (stand still, error 1) wins where no
 // operator does better. The steps:
 //   1. least squares of rank kFullRank over all averages and delays: the lowest score, the mean
-//      logarithm of both errors plus kPenalty for each octave between them and those preferred;
+//      logarithm of both errors (the second counts double) plus kPenalty for each octave between
+//      them and those preferred;
 //   2. with that average and these delays, other ranks, estimators, and states: only one whose
 //      score is lower by kMargin takes its place.
 // Most of the candidates' errors differ by chance: the preference and the margin keep chance out.

@@ -26,6 +26,8 @@ MOST_GROUPS, LEAST_GROUPS, PREFERRED_GROUPS = 128, 10, 32
 # What an octave away from the preferred groups or delays costs, and what a challenger must gain, in
 # logarithms of the error.
 PENALTY, MARGIN = 0.1, 0.3
+# What the later of the two splits counts: it sees more of the window, and how it ends.
+RECENT_WEIGHT = 2 / 3
 # Smaller errors are rounding: no reason to prefer one operator to another.
 LEAST_ERROR, MOST_ERROR = 1e-6, 1e3
 
@@ -103,12 +105,12 @@ def error_of(moved: Tensor | None, truth: Tensor) -> float:
 
 def score(states: Tensor, recipe: Recipe) -> float:
     """Mean logarithm of the errors of predicting the window's rest from 1/2 and 2/3 of it."""
-    logs = []
-    for head in heads(len(states)):
+    total = 0.0
+    for head, weight in zip(heads(len(states)), (1 - RECENT_WEIGHT, RECENT_WEIGHT), strict=True):
         truth = states[head:] - states[head - 1]
         error = error_of(predicted(states[:head], len(truth), recipe), truth)
-        logs.append(math.log(max(error, LEAST_ERROR)))
-    return sum(logs) / len(logs)
+        total += weight * math.log(max(error, LEAST_ERROR))
+    return total
 
 
 def heads(m: int) -> tuple[int, int]:
