@@ -213,3 +213,10 @@ def test_results_do_not_depend_on_the_number_of_threads():
         (1, 2), lambda: KoopmanOperator.fit(noisy(60), partition, auto=True).predict([30])
     )
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("average", [1, 2, 4])
+def test_time_constants_are_in_recorded_intervals(average):
+    system = cases.LinearSystem("slow", (cases.real(0.9),))
+    operator = KoopmanOperator.fit(system.states(60, range(M)), block_average=average, rank=1)
+    assert float(operator.time_constants_of(0)[0]) == pytest.approx(-1 / math.log(0.9), rel=1e-6)

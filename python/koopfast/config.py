@@ -46,6 +46,9 @@ class KoopmanConfig(FitOptions):
             their differences between snapshots, which is the same as an affine map.
         delays: how many consecutive observables are stacked; more than one for methods with
             momentum, whose memory is longer than one step.
+        block_average: how many consecutive snapshots are averaged in the fit; against noise.
+            ``observables``, ``delays``, ``block_average`` and ``estimator`` can each be "auto":
+            chosen for every block from its snapshots (see :meth:`koopfast.KoopmanOperator.fit`).
         window: snapshots in a fit.
         stride: optimizer steps from one snapshot to the next.
         average: store the mean over each ``stride`` steps instead of the last one; against noise.

@@ -136,10 +136,11 @@ class KoopmanOperator:
             tolerance: directions whose singular value is below this share of the largest are
                 noise. Default 1e-7 for "gram", 1e-13 for "qr".
             delays: q >= 1 consecutive observables in one (Hankel DMD); momentum needs q >= 2.
+                "auto" tries 1, 2, 4 and 8.
             block_average: a >= 1: observe the means of a consecutive snapshots, against noise.
                 Groups are counted from the last snapshot back. A mean stands for the middle of its
-                group, so T recorded intervals are (T + (a - 1) / 2) / a groups; eigenvalues and
-                time constants are those of a group.
+                group, so T recorded intervals are (T + (a - 1) / 2) / a groups, and eigenvalues
+                are those of a group. "auto" tries powers of two.
             ridge: Tikhonov regularisation: the operator minimises |U F - F'|^2 + alpha |U|^2 with
                 alpha = ridge * sigma_1^2, sigma_1 the largest singular value of the block's F. A
                 direction of singular value sigma is damped by sigma^2 / (sigma^2 + alpha).
@@ -364,7 +365,8 @@ class KoopmanOperator:
 
         Infinite on the unit circle; outside it negative, the time in which the mode grows by e.
         """
-        return _spectrum.time_constants(self.eigenvalues_of(block))
+        groups = _spectrum.time_constants(self.eigenvalues_of(block))
+        return groups * int(self._fitted.block_average[block])
 
     def plot(self) -> Figure:
         """A new matplotlib figure of all eigenvalues and the unit circle.
