@@ -133,3 +133,19 @@ def test_the_same_to_the_last_bit_for_every_thread_count(method):
     for sigma, coordinates in results[1:]:
         assert torch.equal(sigma, results[0][0])
         assert torch.equal(coordinates, results[0][1])
+
+
+@pytest.mark.parametrize("method", ["gram", "qr"])
+@pytest.mark.parametrize("n", [20, 400])
+def test_a_last_state_keeps_its_inner_products_with_the_increments(n, method):
+    # It is a thousand times larger than they are, and must not take their digits.
+    snapshots = 1000 + cases.random_walk(12, n)
+    sigma, coordinates = factor(
+        snapshots, Partition.from_segments([[(0, n)]], n), rows="increments_and_last", method=method
+    )
+    steps = snapshots.diff(dim=0)
+    assert torch.allclose(sigma[0, :11], torch.linalg.svdvals(steps), rtol=1e-7)
+    rows = torch.cat((steps, snapshots[-1:]))
+    products = rows @ rows.T
+    error = (coordinates[0].T @ coordinates[0] - products).abs()
+    assert float((error / (rows.norm(dim=1)[:, None] * rows.norm(dim=1))).max()) < 1e-11
