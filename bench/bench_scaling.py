@@ -125,7 +125,7 @@ def test_powers_alone(benchmark, defective):
 
     def at(horizon):
         wanted = torch.tensor([float(horizon)], dtype=torch.float64)
-        return lambda: _ops.operator_power(fitted, blocks, wanted, increments=True)
+        return lambda: _ops.operator_power(fitted, blocks, wanted)
 
     way = "by repeated squaring" if defective else "in the eigenbasis"
     why = (

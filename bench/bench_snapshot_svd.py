@@ -19,7 +19,7 @@ def test_gram_of_one_block(benchmark, m, n):
     table, blocks = _ops.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
 
     def ours():
-        return _ops.snapshot_gram(snapshots, table, blocks, increments=True)[0]
+        return _ops.snapshot_gram(snapshots, table, blocks, rows="increments")[0]
 
     def by_torch():
         wide = snapshots.double()
@@ -39,7 +39,7 @@ def test_methods(benchmark, method):
     table, blocks = _ops.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
 
     def ours():
-        return _ops.snapshot_svd(snapshots, table, blocks, increments=True, method=method)
+        return _ops.snapshot_svd(snapshots, table, blocks, rows="increments", method=method)
 
     exact = torch.linalg.svdvals(snapshots.double().diff(dim=0, append=snapshots[-1:].double()))
     assert float((ours()[0][0] - exact).abs().max() / exact[0]) < 1e-7

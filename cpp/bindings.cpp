@@ -41,69 +41,75 @@ FitOptions options_from(const py::tuple& o) {
   FitOptions options{};
   options.increments = o[0].cast<bool>();
   options.delays = o[1].cast<int64_t>();
-  options.rank_rule = static_cast<RankRule>(o[2].cast<int>());
-  options.energy = o[3].cast<double>();
-  options.tolerance = o[4].cast<double>();
-  options.ridge = o[5].cast<double>();
-  options.estimator = static_cast<Estimator>(o[6].cast<int>());
-  options.unstable = static_cast<Unstable>(o[7].cast<int>());
-  options.accurate = o[8].cast<bool>();
+  options.block_average = o[2].cast<int64_t>();
+  options.chosen = o[3].cast<int>();
+  options.rank_rule = static_cast<RankRule>(o[4].cast<int>());
+  options.energy = o[5].cast<double>();
+  options.tolerance = o[6].cast<double>();
+  options.ridge = o[7].cast<double>();
+  options.estimator = static_cast<Estimator>(o[8].cast<int>());
+  options.unstable = static_cast<Unstable>(o[9].cast<int>());
+  options.accurate = o[10].cast<bool>();
   return options;
 }
 
 OperatorArrays arrays_from(const py::tuple& a) {
   const auto p = [&](size_t i) { return a[i].cast<Address>(); };
-  return {at<const int64_t>(p(0)), at<const int64_t>(p(1)), at<const int64_t>(p(2)),
-          at<const int64_t>(p(3)), at<int32_t>(p(4)),       at<int64_t>(p(5)),
-          at<int32_t>(p(6)),       at<double>(p(7)),        at<double>(p(8)),
-          at<double>(p(9)),        at<double>(p(10)),       at<double>(p(11)),
-          at<double>(p(12)),       at<double>(p(13)),       at<double>(p(14)),
-          at<double>(p(15))};
+  return {at<const int64_t>(p(0)), at<const int64_t>(p(1)),  at<const int64_t>(p(2)),
+          at<const int64_t>(p(3)), at<int32_t>(p(4)),        at<int64_t>(p(5)),
+          at<int32_t>(p(6)),       at<double>(p(7)),         at<double>(p(8)),
+          at<int32_t>(p(9)),       at<int64_t>(p(10)),       at<int64_t>(p(11)),
+          at<int32_t>(p(12)),      at<const int64_t>(p(13)), at<double>(p(14)),
+          at<double>(p(15)),       at<double>(p(16)),        at<double>(p(17)),
+          at<double>(p(18)),       at<double>(p(19)),        at<double>(p(20)),
+          at<double>(p(21))};
 }
 
 FittedBlocks fitted(const OperatorArrays& a) {
-  return {a.vector_offsets, a.matrix_offsets, a.lift_offsets, a.status,
-          a.rank,           a.diagonal,       a.operators,    a.start,
-          a.lifts,          a.eigenvalues,    a.eigenvectors, a.amplitudes};
+  return {a.vector_offsets, a.matrix_offsets, a.lift_offsets,   a.status,    a.rank,  a.diagonal,
+          a.increments,     a.block_average,  a.origin_offsets, a.operators, a.start, a.lifts,
+          a.origins,        a.eigenvalues,    a.eigenvectors,   a.amplitudes};
 }
 
 void bind_snapshot_svd(py::module_& m) {
   m.def(
       "snapshot_gram",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
-         bool increments, Address grams, int threads, bool on_device, Address stream) {
+         int rows, Address grams, int threads, bool on_device, Address stream) {
         const SnapshotView s = snapshots_from(snapshots);
         const BlockTable t = table_from(table);
         const py::gil_scoped_release release;
         if (!on_device)
-          return snapshot_gram(s, t, at<int64_t>(blocks), count, increments, at<double>(grams),
-                               threads);
-        cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, increments, at<double>(grams),
-                            at<void>(stream));
+          return snapshot_gram(s, t, at<int64_t>(blocks), count, static_cast<SnapshotRows>(rows),
+                               at<double>(grams), threads);
+        cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, static_cast<SnapshotRows>(rows),
+                            at<double>(grams), at<void>(stream));
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks").noconvert(), py::arg("count"),
-      py::arg("increments"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
+      py::arg("rows"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
       py::arg("stream"));
   m.def(
       "gram_svd",
-      [](Address grams, Address sizes, int64_t count, int64_t m_, Address sigma, int threads) {
+      [](Address grams, Address sizes, int64_t count, int64_t m_, int rows, Address sigma,
+         int threads) {
         const py::gil_scoped_release release;
-        gram_svd(at<double>(grams), at<int64_t>(sizes), count, m_, at<double>(sigma), threads);
+        gram_svd(at<double>(grams), at<int64_t>(sizes), count, m_, static_cast<SnapshotRows>(rows),
+                 at<double>(sigma), threads);
       },
-      py::arg("grams"), py::arg("sizes"), py::arg("count"), py::arg("m"), py::arg("sigma"),
-      py::arg("threads"));
+      py::arg("grams"), py::arg("sizes"), py::arg("count"), py::arg("m"), py::arg("rows"),
+      py::arg("sigma"), py::arg("threads"));
   m.def(
       "snapshot_qr",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
-         bool increments, Address coordinates, Address sigma, int threads) {
+         int rows, Address coordinates, Address sigma, int threads) {
         const SnapshotView s = snapshots_from(snapshots);
         const BlockTable t = table_from(table);
         const py::gil_scoped_release release;
-        snapshot_qr(s, t, at<int64_t>(blocks), count, increments, at<double>(coordinates),
-                    at<double>(sigma), threads);
+        snapshot_qr(s, t, at<int64_t>(blocks), count, static_cast<SnapshotRows>(rows),
+                    at<double>(coordinates), at<double>(sigma), threads);
       },
-      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"),
-      py::arg("increments"), py::arg("coordinates"), py::arg("sigma"), py::arg("threads"));
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"), py::arg("rows"),
+      py::arg("coordinates"), py::arg("sigma"), py::arg("threads"));
 }
 
 void bind_operator(py::module_& m) {
@@ -124,18 +130,16 @@ void bind_operator(py::module_& m) {
       py::arg("coordinates"), py::arg("options"), py::arg("arrays"), py::arg("threads"));
   m.def(
       "operator_power",
-      [](const py::tuple& arrays, Address row_counts, int64_t count, bool dual, bool increments,
-         Address horizons, int64_t n_horizons, Address value_offsets, Address values, Address base,
-         int threads) {
+      [](const py::tuple& arrays, Address row_counts, int64_t count, bool dual, Address horizons,
+         int64_t n_horizons, Address value_offsets, Address values, Address base, int threads) {
         const FittedBlocks f = fitted(arrays_from(arrays));
         const py::gil_scoped_release release;
-        operator_power(f, at<int64_t>(row_counts), count, dual, increments, at<double>(horizons),
-                       n_horizons, at<int64_t>(value_offsets), at<double>(values), at<double>(base),
-                       threads);
+        operator_power(f, at<int64_t>(row_counts), count, dual, at<double>(horizons), n_horizons,
+                       at<int64_t>(value_offsets), at<double>(values), at<double>(base), threads);
       },
       py::arg("arrays"), py::arg("row_counts"), py::arg("count"), py::arg("dual"),
-      py::arg("increments"), py::arg("horizons"), py::arg("n_horizons"), py::arg("value_offsets"),
-      py::arg("values"), py::arg("base"), py::arg("threads"));
+      py::arg("horizons"), py::arg("n_horizons"), py::arg("value_offsets"), py::arg("values"),
+      py::arg("base"), py::arg("threads"));
   m.def(
       "combine",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,

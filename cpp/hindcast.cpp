@@ -19,6 +19,8 @@ std::set<int64_t> candidate_ranks(int64_t limit) {
   return ranks;
 }
 
+}  // namespace
+
 double trusted_intervals(const Matrix& predicted, const Matrix& truth) {
   constexpr double kBound = kTrustedError * kTrustedError;
   int64_t t = 0;
@@ -28,8 +30,6 @@ double trusted_intervals(const Matrix& predicted, const Matrix& truth) {
   return static_cast<double>(t);
 }
 
-// Whether no eigenvalue lies outside the unit circle, judged by the norm of A^2, A^4, ... A^256:
-// a fraction of what an eigenbasis costs. False where that does not tell.
 bool certainly_stable(Matrix power) {
   constexpr double kHopeless = 1e3;
   for (int doubling = 0; doubling <= 8; ++doubling) {
@@ -40,8 +40,6 @@ bool certainly_stable(Matrix power) {
   }
   return false;
 }
-
-}  // namespace
 
 int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
                  double& error, double& trusted) {

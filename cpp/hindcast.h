@@ -18,4 +18,11 @@ constexpr double kTrustedError = 0.5;
 int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
                  double& error, double& trusted);
 
+// Columns of `predicted` before the first with an error above kTrustedError.
+double trusted_intervals(const Matrix& predicted, const Matrix& truth);
+
+// Whether no eigenvalue lies outside the unit circle, judged by the norm of A^2, A^4, ... A^256:
+// a fraction of what an eigenbasis costs. False where that does not tell.
+bool certainly_stable(Matrix power);
+
 }  // namespace koopfast

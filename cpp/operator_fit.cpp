@@ -6,7 +6,9 @@
 #include <complex>
 #include <limits>
 
+#include "choice.h"
 #include "hindcast.h"
+#include "motion.h"
 #include "parallel.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
@@ -21,24 +23,24 @@ using ComplexRowMajor =
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// The observables o_t of a block as columns: in coordinates (dual) or as they are (primal).
-Matrix observed(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
-                const double* coordinates, bool increments) {
-  const int64_t size = table.block_size(b), count = increments ? s.m - 1 : s.m;
-  if (form == BlockForm::dual)
-    return Eigen::Map<const RowMajor>(coordinates, std::min(s.m, size), s.m).leftCols(count);
-  RowMajor rows(s.m, size);
-  gather_tile(s, table, b, 0, size, increments, rows.data(), size);
-  return rows.topRows(count).transpose();
-}
-
-// h_t = [o_t, o_{t-1}, ...]: (s q, P - q + 1), the newest observable on top.
-Matrix embed(const Matrix& o, int64_t delays) {
-  if (delays == 1) return o;
-  const int64_t s = o.rows(), count = o.cols() - delays + 1;
-  Matrix h(s * delays, count);
-  for (int64_t j = 0; j < delays; ++j) h.middleRows(j * s, s) = o.middleCols(delays - 1 - j, count);
-  return h;
+// A block's motion in coordinates (dual) or as it is (primal).
+Motion motion_of(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
+                 const double* coordinates, SnapshotRows wanted) {
+  const int64_t size = table.block_size(b);
+  RowMajor own;
+  if (form == BlockForm::primal) {
+    own.resize(s.m, size);
+    gather_tile(s, table, b, 0, size, wanted, own.data(), size);
+  }
+  const Matrix e = form == BlockForm::primal
+                       ? Matrix(own.transpose())
+                       : Matrix(Eigen::Map<const RowMajor>(coordinates, std::min(s.m, size), s.m));
+  if (wanted == SnapshotRows::states) return {Matrix(), e};
+  Motion motion{e.leftCols(s.m - 1), Matrix()};
+  if (wanted == SnapshotRows::increments) return motion;
+  motion.states = e;
+  for (int64_t t = s.m - 2; t >= 0; --t) motion.states.col(t) = motion.states.col(t + 1) - e.col(t);
+  return motion;
 }
 
 // (m, k) coefficients of the snapshots that make up the columns of Phi.
@@ -47,10 +49,24 @@ Matrix snapshot_coefficients(const Reduced& fit, int64_t m, const FitOptions& op
   // F is one earlier.
   const Matrix& x = fit.combining;
   const int64_t newest = options.delays - (fit.of_next ? 0 : 1);
-  Matrix c = Matrix::Zero(m, x.cols());
+  const int64_t a = options.block_average, groups = m / a;
+  Matrix c = Matrix::Zero(groups, x.cols());
   if (options.increments) c.middleRows(newest + 1, x.rows()) += x;
   const double sign = options.increments ? -1 : 1;
   c.middleRows(newest, x.rows()) += sign * x;
+  if (a == 1) return c;
+  // A group's mean is made of its snapshots; the oldest few may belong to no group.
+  Matrix spread = Matrix::Zero(m, x.cols());
+  for (int64_t t = 0; t < groups * a; ++t)
+    spread.row(m - groups * a + t) = c.row(t / a) / static_cast<double>(a);
+  return spread;
+}
+
+// Where the last group's mean lies from w_m: coefficients of the snapshots (dual), or weights.
+Vector start_of(const Motion& motion, int64_t m, BlockForm form, int64_t average) {
+  if (form == BlockForm::primal) return origin(motion, m, average);
+  Vector c = Vector::Zero(m);
+  if (average > 1) c.tail(average).setConstant(1.0 / static_cast<double>(average));
   return c;
 }
 
@@ -64,17 +80,33 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   out.diagonal[i] = 1;
   out.hindcast_error[i] = out.trusted_horizon[i] = kNaN;
 
-  const Matrix o = observed(s, table, b, form, coordinates, options.increments);
-  if (!o.allFinite()) {
+  out.increments[i] = options.increments;
+  out.delays[i] = options.delays;
+  out.block_average[i] = options.block_average;
+  out.estimator[i] = static_cast<int32_t>(options.estimator);
+
+  const Motion motion = motion_of(s, table, b, form, coordinates, rows_of(options));
+  if (!motion.steps.allFinite() || !motion.states.allFinite()) {
     out.status[i] = static_cast<int32_t>(BlockStatus::non_finite);
     return;
   }
-  const Matrix h = embed(o, options.delays);
-  const BlockShape shape{o.rows(), table.block_size(b)};
-  int64_t limit = capacity;
-  if (options.rank_rule == RankRule::hindcast)
-    limit = hindcast(h, shape, options, limit, out.hindcast_error[i], out.trusted_horizon[i]);
-  const Reduced fit = reduce(h, shape, options, limit);
+  const int64_t coordinate_rows = std::max(motion.steps.rows(), motion.states.rows());
+  const BlockShape shape{coordinate_rows, table.block_size(b)};
+  Choice choice{options, capacity, kNaN, kNaN};
+  if (options.chosen != 0) choice = choose(motion, shape, options, capacity);
+  const FitOptions& own = choice.options;
+  const Matrix h = embed(observe(motion, s.m, own), own.delays);
+  if (options.chosen == 0 && options.rank_rule == RankRule::hindcast) {
+    choice.rank = hindcast(h, shape, options, capacity, choice.error, choice.trusted);
+    choice.trusted *= static_cast<double>(options.block_average);
+  }
+  out.hindcast_error[i] = choice.error;
+  out.trusted_horizon[i] = choice.trusted;
+  out.increments[i] = own.increments;
+  out.delays[i] = own.delays;
+  out.block_average[i] = own.block_average;
+  out.estimator[i] = static_cast<int32_t>(own.estimator);
+  const Reduced fit = reduce(h, shape, own, choice.rank);
   const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
   std::copy_n(fit.sigma.data(), shown, sigma_out);
   const int64_t k = fit.op.rows();
@@ -83,7 +115,7 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
     return;
   }
   Matrix op = fit.op;
-  Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, options) : fit.image;
+  Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, own) : fit.image;
   const Eigenbasis basis = options.unstable == Unstable::keep
                                ? eigenbasis(op)
                                : move_to_unit_disc(op, lift, options.unstable);
@@ -97,6 +129,10 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
     Eigen::Map<ComplexRowMajor>(complex(out.eigenvectors + 2 * matrix_at), k, k) = basis.vectors;
     Eigen::Map<ComplexVector>(complex(out.amplitudes + 2 * at), k) =
         basis.inverse * fit.start.cast<std::complex<double>>();
+  }
+  if (own.block_average > 1) {
+    const Vector start = start_of(motion, s.m, form, own.block_average);
+    Eigen::Map<Vector>(out.origins + out.origin_offsets[i], start.size()) = start;
   }
   out.status[i] = static_cast<int32_t>(BlockStatus::ok);
   out.rank[i] = k;

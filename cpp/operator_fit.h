@@ -43,9 +43,19 @@ enum class RankRule : int {
   gavish_donoho = 3,  // optimal hard threshold for unknown noise
 };
 
+// What hindcast chooses from the data, block by block, beside the rank: bits of FitOptions::chosen.
+enum Chosen : int {
+  chosen_observables = 1,
+  chosen_delays = 2,
+  chosen_average = 4,
+  chosen_estimator = 8,
+};
+
 struct FitOptions {
-  bool increments;  // observables w_{t+1} - w_t, else w_t
-  int64_t delays;   // q >= 1 consecutive observables stacked
+  bool increments;        // observables w_{t+1} - w_t, else w_t
+  int64_t delays;         // q >= 1 consecutive observables stacked
+  int64_t block_average;  // a >= 1 consecutive snapshots whose mean is observed
+  int chosen;             // Chosen: which of these, and the estimator, are to be chosen instead
   RankRule rank_rule;
   double energy;     // for RankRule::energy
   double tolerance;  // directions below this share of the largest singular value are left out
@@ -67,18 +77,30 @@ struct OperatorArrays {
   int32_t* diagonal;              // (count,) whether the eigenbasis is fit to compute with
   double* hindcast_error;         // (count,) NaN where none was made
   double* trusted_horizon;        // (count,) the same, in recorded intervals
+  int32_t* increments;            // (count,) what was fitted, chosen or given: the observables,
+  int64_t* delays;                // (count,)
+  int64_t* block_average;         // (count,)
+  int32_t* estimator;             // (count,) Estimator
+  const int64_t* origin_offsets;  // (count,) into origins
   double* singular_values;        // of F, the first `capacity` ones
   double* operators;
   double* start;
   double* lifts;
+  double* origins;       // (rows,) the mean of the last group less w_m, in the lift's form
   double* eigenvalues;   // complex, as pairs
   double* eigenvectors;  // complex, as pairs
   double* amplitudes;    // complex, as pairs: eigenvectors^-1 z
 };
 
-// Fits the selected blocks, all of one form. Dual blocks read `coordinates` (count, m, m) as
-// snapshot_gram + gram_svd or snapshot_qr leave them and need no snapshots; primal blocks read
-// their columns of the snapshots.
+// Rows that a fit reads: both kinds where the observables are to be chosen.
+inline SnapshotRows rows_of(const FitOptions& options) {
+  if (options.chosen & chosen_observables) return SnapshotRows::increments_and_last;
+  return options.increments ? SnapshotRows::increments : SnapshotRows::states;
+}
+
+// Fits the selected blocks, all of one form. Dual blocks read `coordinates` (count, m, m) of
+// rows_of(options), as snapshot_gram + gram_svd or snapshot_qr leave them, and need no snapshots;
+// primal blocks read their columns of the snapshots.
 void operator_fit(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
                   int64_t count, BlockForm form, const double* coordinates,
                   const FitOptions& options, const OperatorArrays& out, int threads);

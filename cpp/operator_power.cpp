@@ -10,6 +10,7 @@
 
 #include "math/power_by_squaring.h"
 #include "math/spectral_factor.h"
+#include "motion.h"
 #include "parallel.h"
 #include "solvers/solvers.h"
 #include "tiles.h"
@@ -32,8 +33,8 @@ const std::complex<double>* as_complex(const double* pairs) {
 // f_T(A) z, (k,), for one block and horizons T > 0.
 class BlockPower {
  public:
-  BlockPower(const FittedBlocks& fits, int64_t i, bool increments)
-      : increments_(increments),
+  BlockPower(const FittedBlocks& fits, int64_t i)
+      : increments_(fits.increments[i] != 0),
         diagonal_(fits.diagonal[i] != 0),
         k_(static_cast<int>(fits.rank[i])),
         op_(fits.operators + fits.matrix_offsets[i], k_, k_),
@@ -95,12 +96,14 @@ class BlockPower {
 }  // namespace
 
 void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t count, bool dual,
-                    bool increments, const double* horizons, int64_t n_horizons,
-                    const int64_t* value_offsets, double* values, double* base, int threads) {
+                    const double* horizons, int64_t n_horizons, const int64_t* value_offsets,
+                    double* values, double* base, int threads) {
   parallel_for(count, threads, [&](int64_t i) {
     const int64_t rows = row_counts[i];
     const auto status = static_cast<BlockStatus>(fits.status[i]);
-    const BlockPower power(fits, i, increments);
+    const bool increments = fits.increments[i] != 0;
+    const BlockPower power(fits, i);
+    const Eigen::Map<const Vector> origin(fits.origins + fits.origin_offsets[i], rows);
     const Eigen::Map<const RowMajor> lift(fits.lifts + fits.lift_offsets[i], rows, fits.rank[i]);
     for (int64_t h = 0; h < n_horizons; ++h) {
       Eigen::Map<Vector> out(values + value_offsets[i] + h * rows, rows);
@@ -111,7 +114,9 @@ void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t
         own_base = status == BlockStatus::non_finite ? kNaN : 1.0;
         continue;
       }
-      // The share of w_last: all of it under increments, else only while interpolating from it.
+      horizon = in_groups(horizon, fits.block_average[i]);
+      // The share of what stands for now, w_last and the origin: all of it under increments, else
+      // only while interpolating from it.
       double share_of_now = increments ? 1.0 : 0.0, share = 1.0;
       if (power.interpolates_from_now(horizon)) {
         share = horizon;
@@ -121,6 +126,7 @@ void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t
       out.noalias() = share * (lift * power(horizon));
       // Coefficients of states stand for whole weights: what they sum to belongs to w_last.
       own_base = share_of_now + (dual && !increments ? out.sum() : 0.0);
+      if (fits.block_average[i] > 1) out += share_of_now * origin;
     }
   });
 }

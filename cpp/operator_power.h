@@ -17,9 +17,13 @@ struct FittedBlocks {
   const int32_t* status;
   const int64_t* rank;
   const int32_t* diagonal;
+  const int32_t* increments;
+  const int64_t* block_average;
+  const int64_t* origin_offsets;
   const double* operators;
   const double* start;
   const double* lifts;
+  const double* origins;
   const double* eigenvalues;   // complex, as pairs
   const double* eigenvectors;  // complex, as pairs
   const double* amplitudes;    // complex, as pairs
@@ -28,10 +32,11 @@ struct FittedBlocks {
 // Powers of every block's operator at every horizon (in recorded intervals; 0 and infinity
 // allowed): `values`, at value_offsets[i] a row-major (horizons, rows) for block i, rows = m
 // snapshot coefficients (dual) or n_b weights (primal), and `base` (count, horizons), the weight
-// of the last snapshot. `combine` makes weights of them. A limit that does not exist is NaN.
+// of the last snapshot. `combine` makes weights of them. A limit that does not exist is NaN. A
+// block of averaged snapshots starts at its origin, in the middle of the last group.
 void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t count, bool dual,
-                    bool increments, const double* horizons, int64_t n_horizons,
-                    const int64_t* value_offsets, double* values, double* base, int threads);
+                    const double* horizons, int64_t n_horizons, const int64_t* value_offsets,
+                    double* values, double* base, int threads);
 
 // Predicted weights of the selected blocks, with w_last the last snapshot:
 //   dual     out[h] = base[h] w_last + sum_t values[h][t] (w_t - w_last)

@@ -2,6 +2,7 @@
 #include "snapshot_svd.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -16,6 +17,8 @@ namespace {
 // Partial Gram matrices of a block may take this much memory together.
 constexpr int64_t kPartialBytes = int64_t{64} << 20;
 constexpr int64_t kMostChunks = 64;
+// Singular values below this share of the largest are noise: a Gram matrix squares them.
+constexpr double kGramNoise = 1e-8;
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
@@ -23,13 +26,13 @@ int64_t padded(int64_t rows) { return (rows + kRowGroup - 1) / kRowGroup * kRowG
 
 // Adds the Gram matrix of a chunk to `gram` (rows, rows), rows = padded(m), lower row groups only.
 void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& chunk,
-                   bool increments, double* gram) {
+                   SnapshotRows wanted, double* gram) {
   const int64_t rows = padded(s.m);
   const std::unique_ptr<double[]> tile(new double[rows * kTileColumns]);
   std::fill(tile.get() + s.m * kTileColumns, tile.get() + rows * kTileColumns, 0.0);
   for (int64_t c = chunk.begin; c < chunk.end; c += kTileColumns) {
     const int64_t count = std::min(kTileColumns, chunk.end - c);
-    gather_tile(s, table, chunk.block, c, count, increments, tile.get(), kTileColumns);
+    gather_tile(s, table, chunk.block, c, count, wanted, tile.get(), kTileColumns);
     gram_tile(tile.get(), rows, count, kTileColumns, gram);
   }
 }
@@ -38,12 +41,20 @@ void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& 
 void store_coordinates(const Vector& sigma, const Matrix& v, int64_t s, int64_t m,
                        double* coordinates, double* sigma_out) {
   std::fill_n(sigma_out, m, 0.0);
-  std::fill_n(coordinates + s * m, (m - s) * m, 0.0);
-  Eigen::Map<RowMajor> out(coordinates, s, m);
+  std::fill_n(coordinates, m * m, 0.0);
+  Eigen::Map<RowMajor> out(coordinates, m, m);
   for (int64_t i = 0; i < s; ++i) {
     sigma_out[i] = sigma(i);
-    out.row(i) = sigma(i) * v.col(i).transpose();
+    out.row(i).head(v.rows()) = sigma(i) * v.col(i).transpose();
   }
+}
+
+// The last column of N, beside s directions: w_m's components in them, and its length outside.
+void store_last(const Eigen::Ref<const Vector>& components, double outside, int64_t m,
+                double* coordinates) {
+  Eigen::Map<RowMajor> out(coordinates, m, m);
+  out.col(m - 1).head(components.size()) = components;
+  out(components.size(), m - 1) = outside;
 }
 
 void store_failure(int64_t m, double* coordinates, double* sigma_out) {
@@ -54,7 +65,7 @@ void store_failure(int64_t m, double* coordinates, double* sigma_out) {
 }  // namespace
 
 void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
-                   int64_t count, bool increments, double* grams, int threads) {
+                   int64_t count, SnapshotRows wanted, double* grams, int threads) {
   const int64_t rows = padded(s.m), area = rows * rows;
   const int64_t most = std::clamp<int64_t>(kPartialBytes / (8 * area), 1, kMostChunks);
   const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, most);
@@ -77,33 +88,43 @@ void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t
   };
   parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t i) {
     if (slot[i] >= 0) {
-      gram_of_chunk(s, table, chunks[i], increments, partials.data() + slot[i] * area);
+      gram_of_chunk(s, table, chunks[i], wanted, partials.data() + slot[i] * area);
       return;
     }
     std::vector<double> whole(area, 0.0);
-    gram_of_chunk(s, table, chunks[i], increments, whole.data());
+    gram_of_chunk(s, table, chunks[i], wanted, whole.data());
     add(whole.data(), chunks[i].position);
   });
   for (size_t i = 0; i < chunks.size(); ++i)
     if (slot[i] >= 0) add(partials.data() + slot[i] * area, chunks[i].position);
 }
 
-void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, double* sigma,
-              int threads) {
+void gram_svd(double* grams, const int64_t* sizes, int64_t count, int64_t m, SnapshotRows wanted,
+              double* sigma, int threads) {
+  const bool last = wanted == SnapshotRows::increments_and_last;
   parallel_for(count, threads, [&](int64_t i) {
     double* gram = grams + i * m * m;
-    const int64_t s = std::min(m, sizes[i]);
+    const int64_t s = std::min(last ? m - 1 : m, sizes[i]);
     const Matrix g = Eigen::Map<RowMajor>(gram, m, m);
     if (!g.allFinite()) return store_failure(m, gram, sigma + i * m);
     Vector values;
     Matrix vectors;
-    symmetric_eigen(g, values, vectors);
-    store_coordinates(values.cwiseMax(0.0).cwiseSqrt(), vectors, s, m, gram, sigma + i * m);
+    symmetric_eigen(last ? g.topLeftCorner(m - 1, m - 1) : g, values, vectors);
+    values = values.cwiseMax(0.0).cwiseSqrt().eval();
+    store_coordinates(values, vectors, s, m, gram, sigma + i * m);
+    if (!last) return;
+    // <q_j, w_m> = v_j^T E w_m / sigma_j, where sigma_j is more than the noise of a Gram matrix.
+    Vector components = vectors.leftCols(s).transpose() * g.col(m - 1).head(m - 1);
+    for (int64_t j = 0; j < s; ++j)
+      components(j) = values(j) > kGramNoise * values(0) ? components(j) / values(j) : 0.0;
+    const double outside = g(m - 1, m - 1) - components.squaredNorm();
+    store_last(components, std::sqrt(std::max(0.0, outside)), m, gram);
   });
 }
 
 void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
-                 int64_t count, bool increments, double* coordinates, double* sigma, int threads) {
+                 int64_t count, SnapshotRows wanted, double* coordinates, double* sigma,
+                 int threads) {
   const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, kMostChunks);
   std::vector<Matrix> factors(chunks.size());
   parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t i) {
@@ -113,7 +134,7 @@ void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* 
     for (int64_t c = chunk.begin; c < chunk.end; c += step) {
       const int64_t length = std::min(step, chunk.end - c);
       rows.resize(length, s.m);  // a row-major (m, length) tile is this matrix, column by column
-      gather_tile(s, table, chunk.block, c, length, increments, rows.data(), length);
+      gather_tile(s, table, chunk.block, c, length, wanted, rows.data(), length);
       append_to_qr(rows, r);
     }
     factors[i] = std::move(r);
@@ -124,13 +145,21 @@ void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* 
   parallel_for(count, threads, [&](int64_t i) {
     Matrix r = std::move(factors[first[i]]);
     for (int64_t c = first[i] + 1; c < first[i + 1]; ++c) append_to_qr(factors[c], r);
-    const int64_t rank = std::min(s.m, table.block_size(blocks[i]));
+    const int64_t rank = std::min(wanted == SnapshotRows::increments_and_last ? s.m - 1 : s.m,
+                                  table.block_size(blocks[i]));
     double* out = coordinates + i * s.m * s.m;
     if (!r.allFinite()) return store_failure(s.m, out, sigma + i * s.m);
     Matrix u, v;
     Vector values;
-    thin_svd(r, u, values, v);
-    store_coordinates(values, v, rank, s.m, out, sigma + i * s.m);
+    if (wanted != SnapshotRows::increments_and_last) {
+      thin_svd(r, u, values, v);
+      return store_coordinates(values, v, rank, s.m, out, sigma + i * s.m);
+    }
+    thin_svd(r.leftCols(s.m - 1), u, values, v);
+    const int64_t kept = std::min(rank, values.size());
+    store_coordinates(values, v, kept, s.m, out, sigma + i * s.m);
+    const Vector components = u.leftCols(kept).transpose() * r.col(s.m - 1);
+    store_last(components, (r.col(s.m - 1) - u.leftCols(kept) * components).norm(), s.m, out);
   });
 }
 

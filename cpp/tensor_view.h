@@ -7,6 +7,10 @@
 
 namespace koopfast {
 
+// What a block's rows E (m, n_b) are made of its snapshots: these, or their increments
+// w_{t+1} - w_t with a last row of zeros or w_m. Increments and one state make all states.
+enum class SnapshotRows : int { states = 0, increments = 1, increments_and_last = 2 };
+
 // Snapshots S: one recorded state a row, contiguous rows, rows `row_stride` elements apart.
 struct SnapshotView {
   const void* data;  // (m, n)

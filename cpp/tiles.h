@@ -10,24 +10,25 @@
 namespace koopfast {
 
 // Widens columns begin .. begin+count-1 of block b into `out`, (m, count) with rows `ld` doubles
-// apart: the snapshots w_t, or the increments w_{t+1} - w_t and a last row of zeros, formed here in
-// double: weights move by parts in a thousand, and single precision would lose the motion.
+// apart: the rows E of SnapshotRows. Increments are formed here in double: weights move by parts in
+// a thousand, and single precision would lose the motion.
 inline void gather_tile(const SnapshotView& s, const BlockTable& table, int64_t b, int64_t begin,
-                        int64_t count, bool increments, double* out, int64_t ld) {
+                        int64_t count, SnapshotRows wanted, double* out, int64_t ld) {
   dispatch(s.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
     table.for_each_run(b, begin, begin + count, [&](int64_t flat, int64_t column, int64_t length) {
       double* first = out + (column - begin);
       const T* none = nullptr;
-      const int64_t rows = increments ? s.m - 1 : s.m;
-      for (int64_t t = 0; t < rows; ++t) {
+      const bool states = wanted == SnapshotRows::states;
+      for (int64_t t = 0; t < s.m; ++t) {
         const T* row = s.row<T>(t) + flat;
-        if (increments)
+        if (t == s.m - 1 && wanted == SnapshotRows::increments)
+          std::fill_n(first + t * ld, length, 0.0);
+        else if (!states && t < s.m - 1)
           widen_difference(row + s.row_stride, row, length, first + t * ld);
         else
           widen_difference(row, none, length, first + t * ld);
       }
-      if (increments) std::fill_n(first + rows * ld, length, 0.0);
     });
   });
 }

@@ -19,8 +19,8 @@ namespace {
 
 }  // namespace
 
-void snapshot_gram(const SnapshotView&, const BlockTable&, const int64_t*, int64_t, bool, double*,
-                   void*) {
+void snapshot_gram(const SnapshotView&, const BlockTable&, const int64_t*, int64_t, SnapshotRows,
+                   double*, void*) {
   refuse();
 }
 

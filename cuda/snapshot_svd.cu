@@ -19,8 +19,8 @@ constexpr int64_t kColumnsPerPiece = 4096;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    snapshot_gram_kernel(SnapshotView s, BlockTable table, const int64_t* blocks, bool increments,
-                         double* grams) {
+    snapshot_gram_kernel(SnapshotView s, BlockTable table, const int64_t* blocks,
+                         SnapshotRows wanted, double* grams) {
   // One more column than needed: neighbouring rows fall into different banks.
   __shared__ double a[kSide][kSide + 1], b[kSide][kSide + 1];
   __shared__ int64_t flat[kSide];
@@ -46,12 +46,12 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     const int c = threadIdx.x % kSide;
     const bool inside = flat[c] >= 0;
-    // Row r is w_r, or w_{r+1} - w_r and zero for the last one.
-    const int64_t rows = increments ? s.m - 1 : s.m;
+    const bool states = wanted == SnapshotRows::states;
+    const int64_t rows = wanted == SnapshotRows::increments ? s.m - 1 : s.m;
     const auto entry = [&](int64_t r) {
       if (!inside || r >= rows) return 0.0;
       const T* at = data + r * s.row_stride + flat[c];
-      return increments ? widen(at[s.row_stride]) - widen(at[0]) : widen(at[0]);
+      return states || r == s.m - 1 ? widen(at[0]) : widen(at[s.row_stride]) - widen(at[0]);
     };
     for (int r = threadIdx.x / kSide; r < kSide; r += kThreads / kSide) {
       a[r][c] = entry(row0 + r);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
-                   int64_t count, bool increments, double* grams, void* stream) {
+                   int64_t count, SnapshotRows wanted, double* grams, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   KF_CUDA_CHECK(cudaMemsetAsync(grams, 0, count * s.m * s.m * sizeof(double), on));
   const int64_t tiles = (s.m + kSide - 1) / kSide;
@@ -89,7 +89,7 @@ void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t
                   static_cast<unsigned>(tiles * (tiles + 1) / 2));
   dispatch(s.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
-    snapshot_gram_kernel<T><<<grid, kThreads, 0, on>>>(s, table, blocks, increments, grams);
+    snapshot_gram_kernel<T><<<grid, kThreads, 0, on>>>(s, table, blocks, wanted, grams);
   });
   KF_CUDA_CHECK(cudaGetLastError());
 }

@@ -15,16 +15,18 @@ METHODS = ("gram", "qr")
 ACCURACY = {"gram": 3e-8, "qr": 1e-13}
 
 
-def factor(snapshots, partition, *, increments=True, method="gram"):
+def factor(snapshots, partition, *, rows="increments", method="gram"):
     table = _ops.BlockTable(partition)
     blocks = torch.arange(partition.n_blocks)
-    return _ops.snapshot_svd(snapshots, table, blocks, increments=increments, method=method)
+    return _ops.snapshot_svd(snapshots, table, blocks, rows=rows, method=method)
 
 
-def check_block(snapshots, partition, block, factors, *, increments=True, method="gram"):
+def check_block(snapshots, partition, block, factors, *, rows="increments", method="gram"):
     sigma, coordinates = factors
     states = _reference.gather(snapshots.cpu(), partition.block(block))
-    expected, expected_coordinates = _reference.snapshot_svd(states, increments=increments)
+    expected, expected_coordinates = _reference.snapshot_svd(
+        states, increments=rows == "increments"
+    )
     s = len(expected)
     scale = float(expected[0])
     assert (sigma[block, :s] - expected).abs().max() <= ACCURACY[method] * scale
@@ -36,12 +38,12 @@ def check_block(snapshots, partition, block, factors, *, increments=True, method
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("increments", [True, False], ids=["differences", "states"])
+@pytest.mark.parametrize("rows", ["increments", "states"])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_agrees_with_torch_in_every_dtype(method, increments, dtype, device):
+def test_agrees_with_torch_in_every_dtype(method, rows, dtype, device):
     snapshots = cases.random_walk(9, 700, dtype).to(device)
     partition = cases.mixed(700)
-    how = {"increments": increments, "method": method}
+    how = {"rows": rows, "method": method}
     factors = factor(snapshots, partition, **how)
     for block in range(partition.n_blocks):
         check_block(snapshots, partition, block, factors, **how)
@@ -95,8 +97,8 @@ def test_qr_keeps_what_the_gram_matrix_loses():
     v = torch.linalg.qr(torch.randn(3000, 4, dtype=torch.float64, generator=generator))[0]
     snapshots = u * sigma_true @ v.T
     whole = Partition.from_segments([[(0, 3000)]], 3000)
-    by_qr, _ = factor(snapshots, whole, increments=False, method="qr")
-    by_gram, _ = factor(snapshots, whole, increments=False, method="gram")
+    by_qr, _ = factor(snapshots, whole, rows="states", method="qr")
+    by_gram, _ = factor(snapshots, whole, rows="states", method="gram")
     assert (by_qr[0, :4] - sigma_true).abs().max() <= 1e-12
     assert (by_gram[0, :4] - sigma_true).abs().max() <= ACCURACY["gram"]
     assert abs(float(by_gram[0, 3]) - 1e-11) > 1e-12  # as the docstring warns
@@ -131,3 +133,19 @@ def test_the_same_to_the_last_bit_for_every_thread_count(method):
     for sigma, coordinates in results[1:]:
         assert torch.equal(sigma, results[0][0])
         assert torch.equal(coordinates, results[0][1])
+
+
+@pytest.mark.parametrize("method", ["gram", "qr"])
+@pytest.mark.parametrize("n", [20, 400])
+def test_a_last_state_keeps_its_inner_products_with_the_increments(n, method):
+    # It is a thousand times larger than they are, and must not take their digits.
+    snapshots = 1000 + cases.random_walk(12, n)
+    sigma, coordinates = factor(
+        snapshots, Partition.from_segments([[(0, n)]], n), rows="increments_and_last", method=method
+    )
+    steps = snapshots.diff(dim=0)
+    assert torch.allclose(sigma[0, :11], torch.linalg.svdvals(steps), rtol=1e-7)
+    rows = torch.cat((steps, snapshots[-1:]))
+    products = rows @ rows.T
+    error = (coordinates[0].T @ coordinates[0] - products).abs()
+    assert float((error / (rows.norm(dim=1)[:, None] * rows.norm(dim=1))).max()) < 1e-11

@@ -26,19 +26,21 @@ def snapshot_gram(
     table: tuple[int, ...],
     blocks: int,
     count: int,
-    increments: bool,
+    rows: int,
     grams: int,
     threads: int,
     on_device: bool,
     stream: int,
 ) -> None: ...
-def gram_svd(grams: int, sizes: int, count: int, m: int, sigma: int, threads: int) -> None: ...
+def gram_svd(
+    grams: int, sizes: int, count: int, m: int, rows: int, sigma: int, threads: int
+) -> None: ...
 def snapshot_qr(
     snapshots: _View,
     table: tuple[int, ...],
     blocks: int,
     count: int,
-    increments: bool,
+    rows: int,
     coordinates: int,
     sigma: int,
     threads: int,
@@ -50,7 +52,7 @@ def operator_fit(
     count: int,
     dual: bool,
     coordinates: int,
-    options: tuple[bool, int, int, float, float, float, int, int, bool],
+    options: tuple[bool, int, int, int, int, float, float, float, int, int, bool],
     arrays: tuple[int, ...],
     threads: int,
 ) -> None: ...
@@ -59,7 +61,6 @@ def operator_power(
     row_counts: int,
     count: int,
     dual: bool,
-    increments: bool,
     horizons: int,
     n_horizons: int,
     value_offsets: int,

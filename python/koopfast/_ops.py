@@ -29,7 +29,14 @@ from koopfast.partition import Partition, repeated
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Estimator of operator_fit.h; 1 is the self-adjoint one.
+ESTIMATOR_NAMES = ("least_squares", "symmetric", "forward_backward", "total_least_squares")
 _ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares": 3}
+# Chosen of operator_fit.h.
+_CHOSEN = {"observables": 1, "delays": 2, "block_average": 4, "estimator": 8}
+# SnapshotRows of tensor_view.h.
+_ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
+# The most delays, and the highest rank, that a hindcast tries.
+_MOST_DELAYS, _MOST_RANK = 8, 64
 # Unstable of operator_fit.h.
 _UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
@@ -48,16 +55,27 @@ def _threads() -> int:
     return torch.get_num_threads() if os.getpid() == _PROCESS else 1
 
 
+def _rows_of(options: FitOptions) -> str:
+    """What the fit reads, as `rows_of` of operator_fit.h."""
+    if options.observables == "auto":
+        return "increments_and_last"
+    return "increments" if options.increments else "states"
+
+
 def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
     """The rank that blocks of these sizes can have at most, (n_blocks,) int64."""
-    pairs = m - (1 if options.increments else 0) - options.delays
-    most = (sizes.clamp(max=m) * options.delays).clamp(max=pairs)
-    return most.clamp(max=min(options.rank, m)) if isinstance(options.rank, int) else most
+    least, most_delays = (1, _MOST_DELAYS) if options.delays == "auto" else (options.delays,) * 2
+    groups = m if options.block_average == "auto" else m // options.block_average
+    pairs = groups - (1 if options.observables == "increments" else 0) - least
+    most = (sizes.clamp(max=m) * most_delays).clamp(max=pairs)
+    if isinstance(options.rank, int):
+        return most.clamp(max=min(options.rank, m))
+    return most.clamp(max=_MOST_RANK) if options.chosen and options.rank == "auto" else most
 
 
 def packed_options(
     options: FitOptions,
-) -> tuple[bool, int, int, float, float, float, int, int, bool]:
+) -> tuple[bool, int, int, int, int, float, float, float, int, int, bool]:
     """As `FitOptions` of operator_fit.h."""
     cut, rank = options.tolerance, options.rank
     rule, energy = (
@@ -65,12 +83,14 @@ def packed_options(
     )
     return (
         options.increments,
-        options.delays,
+        1 if options.delays == "auto" else options.delays,
+        1 if options.block_average == "auto" else options.block_average,
+        sum(_CHOSEN[field] for field in options.chosen),
         rule,
         energy,
         DEFAULT_TOLERANCE[options.method] if cut is None else cut,
         options.ridge,
-        1 if options.symmetric else _ESTIMATORS[options.estimator],
+        1 if options.symmetric else _ESTIMATORS.get(options.estimator, 0),
         _UNSTABLE[options.unstable],
         options.method == "qr",
     )
@@ -107,22 +127,39 @@ class FittedBlocks:
     diagonal: Tensor  # int32 (n_blocks,)
     hindcast_error: Tensor  # float64 (n_blocks,)
     trusted_horizon: Tensor  # float64 (n_blocks,)
+    increments: Tensor  # int32 (n_blocks,): whether these were observed, not states
+    delays: Tensor  # int64 (n_blocks,)
+    block_average: Tensor  # int64 (n_blocks,)
+    estimator: Tensor  # int32 (n_blocks,), as in ESTIMATOR_NAMES
+    origin_offsets: Tensor  # int64 (n_blocks,)
     singular_values: Tensor  # float64
     singular_offsets: Tensor  # int64 (n_blocks + 1,)
     operators: Tensor  # float64
     start: Tensor  # float64
     lifts: Tensor  # float64
+    origins: Tensor  # float64, one a row of the lift
     eigenvalues: Tensor  # complex128
     eigenvectors: Tensor  # complex128
     amplitudes: Tensor  # complex128
 
     _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
-    _RESULTS = ("status", "rank", "diagonal", "hindcast_error", "trusted_horizon")
+    _RESULTS = (
+        "status",
+        "rank",
+        "diagonal",
+        "hindcast_error",
+        "trusted_horizon",
+        "increments",
+        "delays",
+        "block_average",
+        "estimator",
+    )
     _PACKED = (
         "singular_values",
         "operators",
         "start",
         "lifts",
+        "origins",
         "eigenvalues",
         "eigenvectors",
         "amplitudes",
@@ -130,8 +167,9 @@ class FittedBlocks:
 
     def selected(self, blocks: Tensor) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them."""
-        own = {name: getattr(self, name)[blocks] for name in self._INDEXED + self._RESULTS}
-        addresses = [own[name].data_ptr() for name in self._INDEXED + self._RESULTS]
+        names = (*self._INDEXED, *self._RESULTS, "origin_offsets")
+        own = {name: getattr(self, name)[blocks] for name in names}
+        addresses = [own[name].data_ptr() for name in names]
         addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
         return own, tuple(addresses)
 
@@ -242,10 +280,8 @@ def _current(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def snapshot_gram(
-    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, increments: bool
-) -> Tensor:
-    """Gram matrices of the blocks' snapshots, (len(blocks), m, m) float64 on their device."""
+def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) -> Tensor:
+    """Gram matrices of the blocks' rows, (len(blocks), m, m) float64 on their device."""
     device, m = snapshots.device, snapshots.shape[0]
     grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device=device)
     arrays, own = table.to(device), blocks.to(device)
@@ -255,7 +291,7 @@ def snapshot_gram(
             _addresses(arrays),
             own.data_ptr(),
             len(blocks),
-            increments,
+            _ROWS[rows],
             grams.data_ptr(),
             _threads(),
             device.type == "cuda",
@@ -265,14 +301,16 @@ def snapshot_gram(
 
 
 def snapshot_svd(
-    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, increments: bool, method: str = "gram"
+    snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows: str, method: str = "gram"
 ) -> tuple[Tensor, Tensor]:
     """Thin SVD of each block's snapshots, tall-skinny: what a fit needs of the n_b weights.
 
-    With E (m, n_b) the block's snapshots, or their ``increments`` and a last row of zeros, and
-    E^T = Q S V^T: the singular values (len(blocks), m), zero from s = min(m, n_b) on, and the
-    coordinates S V^T in the first s rows of (len(blocks), m, m); both float64, CPU. A block with a
-    non-finite weight has NaN in both.
+    With E (m, n_b) the block's ``rows``, that is "states", "increments" and a last row of zeros,
+    or "increments_and_last", where this is the last state, and E^T = Q S V^T: the singular values
+    (len(blocks), m), zero from s = min(m, n_b) on, and the coordinates S V^T in the first s rows of
+    (len(blocks), m, m); both float64, CPU. A block with a
+    non-finite weight has NaN in both. A last state is no part of the factorisation: its column of
+    the coordinates gets its components along Q, and below them its distance from that span.
 
     ``method="gram"`` reads the snapshots once, and is exact down to about 1e-8 of the largest
     singular value; ``"qr"`` (TSQR, Demmel et al. 2012, on the CPU) down to 1e-15, for about four
@@ -283,10 +321,16 @@ def snapshot_svd(
     threads = _threads()
     if method == "gram":
         source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
-        coordinates = snapshot_gram(source, table, blocks, increments=increments).cpu()
+        coordinates = snapshot_gram(source, table, blocks, rows=rows).cpu()
         sizes = table.sizes[blocks]
         _native.gram_svd(
-            coordinates.data_ptr(), sizes.data_ptr(), count, m, sigma.data_ptr(), threads
+            coordinates.data_ptr(),
+            sizes.data_ptr(),
+            count,
+            m,
+            _ROWS[rows],
+            sigma.data_ptr(),
+            threads,
         )
         return sigma, coordinates
     host, arrays = snapshots.cpu(), table.to(torch.device("cpu"))
@@ -296,7 +340,7 @@ def snapshot_svd(
         _addresses(arrays),
         blocks.data_ptr(),
         count,
-        increments,
+        _ROWS[rows],
         coordinates.data_ptr(),
         sigma.data_ptr(),
         threads,
@@ -312,6 +356,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     capacity = rank_capacity(options, m, table.sizes)
     count = len(capacity)
 
+    averaged = options.block_average != 1
     vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
     lifts = int((rows * capacity).sum())
     real, pairs = torch.float64, torch.complex128
@@ -327,11 +372,17 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         diagonal=torch.empty(count, dtype=torch.int32),
         hindcast_error=torch.empty(count, dtype=real),
         trusted_horizon=torch.empty(count, dtype=real),
+        increments=torch.empty(count, dtype=torch.int32),
+        delays=torch.empty(count, dtype=torch.int64),
+        block_average=torch.empty(count, dtype=torch.int64),
+        estimator=torch.empty(count, dtype=torch.int32),
+        origin_offsets=_starts(rows) if averaged else torch.zeros_like(rows),
         singular_values=torch.empty(vectors, dtype=real),
         singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))),
         operators=torch.empty(matrices, dtype=real),
         start=torch.empty(vectors, dtype=real),
         lifts=torch.empty(lifts, dtype=real),
+        origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real),
         eigenvalues=torch.empty(vectors, dtype=pairs),
         eigenvectors=torch.empty(matrices, dtype=pairs),
         amplitudes=torch.empty(vectors, dtype=pairs),
@@ -346,7 +397,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     # (Splitting nothing gives one empty batch: no launch is to see it.)
     for blocks in torch.split(dual_blocks, batch) if len(dual_blocks) > 0 else ():
         _, coordinates = snapshot_svd(
-            source, table, blocks, increments=options.increments, method=options.method
+            source, table, blocks, rows=_rows_of(options), method=options.method
         )
         _fit_blocks(source, table, blocks, True, coordinates, options, fitted)
     primal = torch.nonzero(~dual).flatten()
@@ -382,7 +433,7 @@ def _fit_blocks(
 
 
 def operator_power(
-    fitted: FittedBlocks, blocks: Tensor, horizons: Tensor, *, increments: bool
+    fitted: FittedBlocks, blocks: Tensor, horizons: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, their offsets a block, and the bases (len(blocks), k), as operator_power.h says."""
     k = len(horizons)
@@ -397,7 +448,6 @@ def operator_power(
         rows.data_ptr(),
         len(blocks),
         bool(fitted.dual[blocks[0]]),
-        increments,
         horizons.data_ptr(),
         k,
         value_offsets.data_ptr(),
@@ -415,14 +465,12 @@ def predict(
     fitted: FittedBlocks,
     horizons: Sequence[float],
     out: Tensor,
-    *,
-    increments: bool,
 ) -> None:
     """Write the weights at each horizon (recorded intervals) to the rows of ``out`` (k, n)."""
     device = _native_device(snapshots)
     if device is None:
         host = torch.empty(out.shape, dtype=out.dtype)
-        predict(snapshots.cpu(), table, fitted, horizons, host, increments=increments)
+        predict(snapshots.cpu(), table, fitted, horizons, host)
         out.copy_(host)
         return
     step = max(1, _PASS_BYTES // (8 * out.shape[1]))
@@ -432,7 +480,7 @@ def predict(
             blocks = torch.nonzero(fitted.dual == form).flatten()
             if len(blocks) == 0:
                 continue
-            values = operator_power(fitted, blocks, some, increments=increments)
+            values = operator_power(fitted, blocks, some)
             _combine(snapshots, table, blocks, form, values, out[first : first + step])
 
 

@@ -12,9 +12,9 @@ from koopfast._checks import check_choice, whole
 from koopfast.errors import ConfigError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "observables": ("state", "increments"),
+    "observables": ("state", "increments", "auto"),
     "method": ("gram", "qr"),
-    "estimator": ("least_squares", "forward_backward", "total_least_squares"),
+    "estimator": ("least_squares", "forward_backward", "total_least_squares", "auto"),
     "unstable": ("clip", "damp", "keep"),
 }
 
@@ -27,21 +27,27 @@ class FitOptions:
         ConfigError: a field has a value that cannot work; the message names it.
     """
 
-    observables: Literal["state", "increments"] = "increments"
-    delays: int = 1
+    observables: Literal["state", "increments", "auto"] = "increments"
+    delays: int | Literal["auto"] = 1
+    block_average: int | Literal["auto"] = 1
     rank: int | float | Literal["auto", "gavish-donoho"] | None = "auto"
     tolerance: float | None = None
     method: Literal["gram", "qr"] = "gram"
     ridge: float = 0.0
     symmetric: bool = False
-    estimator: Literal["least_squares", "forward_backward", "total_least_squares"] = "least_squares"
+    estimator: Literal["least_squares", "forward_backward", "total_least_squares", "auto"] = (
+        "least_squares"
+    )
     unstable: Literal["clip", "damp", "keep"] = "clip"
 
     def __post_init__(self) -> None:
         for field, known in _CHOICES.items():
             check_choice(field, getattr(self, field), known)
         # Integers of other libraries become Python's own.
-        object.__setattr__(self, "delays", whole("delays", self.delays, 1))
+        for field in ("delays", "block_average"):
+            value = getattr(self, field)
+            if value != "auto":
+                object.__setattr__(self, field, whole(field, value, 1, ' or "auto"'))
         object.__setattr__(self, "rank", _rank(self.rank))
         if not isinstance(self.symmetric, bool):
             raise ConfigError(f"symmetric: expected True or False, got {self.symmetric!r}")
@@ -70,14 +76,24 @@ class FitOptions:
 
     @property
     def increments(self) -> bool:
-        """Whether the observables are differences between snapshots."""
-        return self.observables == "increments"
+        """Whether the observables are differences between snapshots, or may be."""
+        return self.observables != "state"
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The fields beside ``rank`` that are to be chosen from the data."""
+        fields = ("observables", "delays", "block_average", "estimator")
+        return tuple(field for field in fields if getattr(self, field) == "auto")
 
     @property
     def least_snapshots(self) -> int:
         """Snapshots that make one pair of observables: two, one more for a difference, one more
-        for each delay beyond the first."""
-        return self.delays + (2 if self.increments else 1)
+        for each delay beyond the first; as many times that as are averaged."""
+        return _least(self.block_average) * (_least(self.delays) + (2 if self.increments else 1))
+
+
+def _least(value: int | str) -> int:
+    return value if isinstance(value, int) else 1
 
 
 def _ridge(value: Any) -> float:

@@ -16,10 +16,13 @@ the block, k the rank, T a horizon in recorded intervals.
                    U^T h_{p+1} = Phi A^{T-1} z
     prediction     state:       w(T) = Phi A^{T-1} z
                    increments:  w(T) = w_m + Phi (I + A + ... + A^{T-1}) z
+    averages a     o_t of the means of a snapshots each; w_m becomes the last mean, and T the
+                   (T + (a - 1) / 2) / a groups from its middle
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +30,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopfast._reference_choice import (
+    DELAYS,
+    MOST_RANK,
+    Recipe,
+    choose,
+    embed,
+    in_groups,
+    observe,
+)
 from koopfast._reference_reduced import Reduction, eigenbasis, hindcast, reduce, shrinker
 
 # The statuses of a block.
@@ -45,8 +57,9 @@ class BlockFit:
     """One block's operator in its small form (letters as in the module's docstring)."""
 
     status: int
-    observables: str
+    recipe: Recipe  # what was fitted, chosen or given
     last: Tensor  # (n_b,) w_m
+    origin: Tensor  # (n_b,) the mean of the last group of snapshots, less w_m
     singular_values: Tensor  # (min(q n_b, p),) of F, descending
     operator: Tensor  # (k, k) A, after clipping if asked for
     start: Tensor  # (k,) z
@@ -58,6 +71,10 @@ class BlockFit:
     @property
     def rank(self) -> int:
         return self.operator.shape[0]
+
+    @property
+    def observables(self) -> str:
+        return self.recipe.observables
 
 
 def gather(snapshots: Tensor, segments: Sequence[tuple[int, int]]) -> Tensor:
@@ -78,16 +95,13 @@ def snapshot_svd(states: Tensor, *, increments: bool) -> tuple[Tensor, Tensor]:
     return sigma, sigma[:, None] * vt
 
 
-def observe(states: Tensor, observables: str) -> Tensor:
-    """Rows o_t: the states themselves (m, n_b), or their differences (m - 1, n_b)."""
-    return states if observables == "state" else states[1:] - states[:-1]
-
-
-def embed(observed: Tensor, delays: int) -> Tensor:
-    """Rows h_t = [o_t, o_{t-1}, ..., o_{t-q+1}], newest first: (P - q + 1, q n_b)."""
-    count = observed.shape[0] - delays + 1
-    newest_first = [observed[delays - 1 - j : delays - 1 - j + count] for j in range(delays)]
-    return torch.cat(newest_first, dim=1)
+def _capacity(states: Tensor, recipe: Recipe) -> int:
+    """The highest rank that any of the recipe's observables allow."""
+    average = 1 if recipe.block_average == "auto" else int(recipe.block_average)
+    least, most = (1, DELAYS[-1]) if recipe.delays == "auto" else (int(recipe.delays),) * 2
+    groups = states.shape[0] // average
+    pairs = groups - (recipe.observables == "increments") - least
+    return min(pairs, most * min(states.shape))
 
 
 def fit_block(
@@ -96,30 +110,56 @@ def fit_block(
     observables: str = "increments",
     rank: int | float | str | None = None,
     tolerance: float | None = None,
-    delays: int = 1,
+    delays: int | str = 1,
+    block_average: int | str = 1,
     ridge: float = 0.0,
     symmetric: bool = False,
     estimator: str = "least_squares",
     unstable: str = "keep",
 ) -> BlockFit:
-    """Fit one block's operator to its snapshots (m, n_b)."""
+    """Fit one block's operator to its snapshots (m, n_b); what is "auto" is chosen from them."""
     n_b = states.shape[1]
     empty = torch.zeros(0, dtype=torch.float64)
     nothing = empty.reshape(0, 0), empty, states.new_zeros(n_b, 0), empty.to(torch.complex128)
 
+    recipe = Recipe(
+        observables,
+        delays,
+        block_average,
+        "symmetric" if symmetric else estimator,
+        0,
+        Reduction(
+            n_b,
+            observables,
+            rank,
+            DEFAULT_TOLERANCE["qr"] if tolerance is None else tolerance,
+            ridge,
+            estimator,
+            unstable,
+        ),
+    )
+
     def without_operator(status: int, singular_values: Tensor, *hindcasted: float) -> BlockFit:
-        return BlockFit(status, observables, states[-1], singular_values, *nothing, *hindcasted)
+        origin = torch.zeros_like(states[-1])
+        return BlockFit(status, recipe, states[-1], origin, singular_values, *nothing, *hindcasted)
 
     if not bool(torch.isfinite(states).all()):
         return without_operator(NON_FINITE, empty, math.nan, math.nan)
-    h = embed(observe(states, observables), delays)
-    cut = DEFAULT_TOLERANCE["qr"] if tolerance is None else tolerance
-    chosen = "symmetric" if symmetric else estimator
-    wanted = Reduction(n_b, observables, rank, cut, ridge, chosen, unstable)
-    limit = rank if isinstance(rank, int) else min(h.shape[0] - 1, h.shape[1])
+    choosing = "auto" in (observables, delays, block_average, estimator)
+    limit = rank if isinstance(rank, int) else _capacity(states, recipe)
     error = trusted = math.nan
-    if rank == "auto":
+    if choosing:
+        limit = min(limit, MOST_RANK) if rank == "auto" else limit
+        recipe, error, trusted = choose(states, dataclasses.replace(recipe, rank=limit))
+        limit = recipe.rank
+    average = int(recipe.block_average)
+    h = embed(observe(states, recipe.observables, average), int(recipe.delays))
+    wanted = dataclasses.replace(
+        recipe.wanted, observables=recipe.observables, estimator=recipe.estimator
+    )
+    if rank == "auto" and not choosing:
         limit, error, trusted = hindcast(h, limit, wanted)
+        trusted *= average
     reduced = reduce(h, limit, wanted)
     operator, lift = reduced.operator, reduced.lift
     if operator.shape[0] == 0:
@@ -131,8 +171,9 @@ def fit_block(
         values = torch.linalg.eigvals(operator)
     return BlockFit(
         OK,
-        observables,
+        recipe,
         states[-1],
+        states[-average:].mean(0) - states[-1],
         reduced.singular_values,
         operator,
         reduced.start,
@@ -204,10 +245,11 @@ def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
         if horizon == 0:
             rows.append(fit.last)
             continue
+        horizon, now = in_groups(horizon, int(fit.recipe.block_average)), fit.last + fit.origin
         state = fit.observables == "state"
         if state and horizon < 1:
             # The power lambda^(T-1) of a fast mode grows without bound towards T = 0.
-            rows.append(fit.last + horizon * (fit.lift @ fit.start - fit.last))
+            rows.append(now + horizon * (fit.lift @ fit.start - now))
             continue
         if usable:
             amplitudes = torch.linalg.solve(vectors, fit.start.to(vectors.dtype))
@@ -215,5 +257,5 @@ def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
             y = (vectors @ (factor * amplitudes)).real
         else:
             y = _by_squaring(fit, horizon)
-        rows.append(fit.lift @ y if state else fit.last + fit.lift @ y)
+        rows.append(fit.lift @ y if state else now + fit.lift @ y)
     return torch.stack(rows)

@@ -49,6 +49,9 @@ class KoopmanConfig(FitOptions):
             their differences between snapshots, which is the same as an affine map.
         delays: how many consecutive observables are stacked; more than one for methods with
             momentum, whose memory is longer than one step.
+        block_average: how many consecutive snapshots are averaged in the fit; against noise.
+            ``observables``, ``delays``, ``block_average`` and ``estimator`` can each be "auto":
+            chosen for every block from its snapshots (see :meth:`koopfast.KoopmanOperator.fit`).
         window: snapshots in a fit; "auto" is 12 where the stride sets itself and 32 otherwise, or
             as many as ``delays`` need.
         stride: optimizer steps from one snapshot to the next. "auto" sets itself as training goes

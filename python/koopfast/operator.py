@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +20,29 @@ from koopfast.partition import Partition
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["KoopmanOperator"]
+__all__ = ["Choice", "KoopmanOperator"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a block was fitted with, and how that did in the hindcast.
+
+    Attributes:
+        observables: "state" or "increments".
+        delays: consecutive observables in one.
+        block_average: snapshots in a group whose mean is observed.
+        estimator: "least_squares", "symmetric", "forward_backward" or "total_least_squares".
+        rank: directions kept; 0 for a block that stands still.
+        hindcast_error, trusted_horizon: the block's, as :class:`KoopmanOperator` says.
+    """
+
+    observables: str
+    delays: int
+    block_average: int
+    estimator: str
+    rank: int
+    hindcast_error: float
+    trusted_horizon: float
 
 
 class KoopmanOperator:
@@ -32,14 +55,14 @@ class KoopmanOperator:
         partition: the blocks.
         m: snapshots in the window.
         n: weights.
-        observables: "state" or "increments".
+        observables: "state", "increments", or "auto" as asked for; see :meth:`chosen`.
         status: int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do
             not move, or no operator predicts them better than standing still), 2 a snapshot of
             the block is not finite, or so large that its square overflows.
         rank: int64, (n_blocks,).
         hindcast_error: float64, (n_blocks,): relative error of the displacement predicted for the
             window's last third from its first two; 1 where standing still did best, NaN where no
-            hindcast was made (``rank`` given, or a window too short to split).
+            hindcast was made (nothing is "auto", or the window is too short to split).
         trusted_horizon: float64, (n_blocks,): recorded intervals up to which, in that hindcast,
             the predicted displacement was wrong by at most half of the true one at every single
             interval; at most as many as were predicted, 0 where not even the first, NaN where no
@@ -69,13 +92,15 @@ class KoopmanOperator:
         snapshots: Tensor | NDArray[np.generic],
         partition: Partition | None = None,
         *,
-        observables: Literal["state", "increments"] = "increments",
+        auto: bool = False,
+        observables: Literal["state", "increments", "auto"] = "increments",
         rank: int | float | Literal["auto", "gavish-donoho"] | None = "auto",
         tolerance: float | None = None,
-        delays: int = 1,
+        delays: int | Literal["auto"] = 1,
+        block_average: int | Literal["auto"] = 1,
         ridge: float = 0.0,
         symmetric: bool = False,
-        estimator: Literal["least_squares", "forward_backward", "total_least_squares"] = (
+        estimator: Literal["least_squares", "forward_backward", "total_least_squares", "auto"] = (
             "least_squares"
         ),
         method: Literal["gram", "qr"] = "gram",
@@ -88,13 +113,20 @@ class KoopmanOperator:
                 float64, one recorded state a row, in time order. Rows must be contiguous (other
                 layouts are copied), row strides larger than n are fine.
             partition: the blocks (default: one block of all weights).
+            auto: choose observables, rank, delays, block_average and estimator for each block from
+                its own snapshots, as far as they are left at their defaults; each can also be
+                "auto" by itself. Candidates are fitted to the window's first half and first two
+                thirds and judged by the displacement they predict for the rest, in the small
+                form: no pass over the weights is added, so the cost does not depend on their
+                number. docs/auto.md has the rule, what it was tested on, and what it costs.
             observables: "state", the weights w_t, as in the paper (U = F' F^+, section 3); or
                 "increments", d_t = w_{t+1} - w_t, so that w_{m+T} = w_m + sum_k A^k d_last. The
                 second is the same as an affine operator and the more accurate where training is
-                smooth.
+                smooth. "auto" tries both.
             rank: the most directions a block keeps; None for all above the tolerance; "auto" for
                 the number that predicts the window's last third best from its first two, with
-                none (the block stands still) where nothing predicts it; a float between 0 and 1
+                none (the block stands still) where nothing predicts it (with other options "auto"
+                as well, the rank is chosen together with them); a float between 0 and 1
                 for as few as hold that fraction of the energy (the sum of the squared singular
                 values of F); "gavish-donoho" for those above the optimal hard threshold for
                 noise of unknown strength, omega(beta) times the median singular value of F, beta
@@ -104,6 +136,11 @@ class KoopmanOperator:
             tolerance: directions whose singular value is below this share of the largest are
                 noise. Default 1e-7 for "gram", 1e-13 for "qr".
             delays: q >= 1 consecutive observables in one (Hankel DMD); momentum needs q >= 2.
+                "auto" tries 1, 2, 4 and 8.
+            block_average: a >= 1: observe the means of a consecutive snapshots, against noise.
+                Groups are counted from the last snapshot back. A mean stands for the middle of its
+                group, so T recorded intervals are (T + (a - 1) / 2) / a groups, and eigenvalues
+                are those of a group. "auto" tries powers of two.
             ridge: Tikhonov regularisation: the operator minimises |U F - F'|^2 + alpha |U|^2 with
                 alpha = ridge * sigma_1^2, sigma_1 the largest singular value of the block's F. A
                 direction of singular value sigma is damped by sigma^2 / (sigma^2 + alpha).
@@ -118,7 +155,8 @@ class KoopmanOperator:
                 vectors of [F; F'] first. A block where one of them does not exist gets least
                 squares: where the backward operator is singular, or has no real root, or more
                 than one that fits (A_f has eigenvalues lambda and -lambda, or no eigenbasis);
-                where those singular vectors have equals beyond the rank. Only least squares goes
+                where those singular vectors have equals beyond the rank. "auto" tries these and
+                the self-adjoint operator. Only least squares goes
                 with ``symmetric``, and no ``ridge`` with "forward_backward".
             method: "gram" squares the observables into Gram matrices, summed in double: one read
                 of the snapshots, and directions below about 1e-7 of the largest are lost. "qr"
@@ -133,7 +171,7 @@ class KoopmanOperator:
         Raises:
             ConfigError: an argument is none of the above, the partition does not fit the
                 snapshots, or there are too few snapshots (2 for "state", 3 for "increments", and
-                one more for each delay beyond the first).
+                one more for each delay beyond the first; as many times that as are averaged).
 
         A snapshot that is not finite is no error here: see ``status``.
 
@@ -145,9 +183,18 @@ class KoopmanOperator:
         tensor([[0.0156, 2.9844],
                 [0.0000, 3.0000]], dtype=torch.float64)
         """
+        if not isinstance(auto, bool):
+            raise ConfigError(f"auto: expected True or False, got {auto!r}")
+        if auto:
+            observables = "auto" if observables == "increments" else observables
+            delays = "auto" if delays == 1 else delays
+            block_average = "auto" if block_average == 1 else block_average
+            if estimator == "least_squares" and not symmetric:
+                estimator = "auto"
         options = FitOptions(
             observables=observables,
             delays=delays,
+            block_average=block_average,
             rank=rank,
             tolerance=tolerance,
             method=method,
@@ -171,8 +218,9 @@ class KoopmanOperator:
             )
         if m < options.least_snapshots:
             raise ConfigError(
-                f"snapshots: {observables} with delays={delays} need at least "
-                f"{options.least_snapshots} recorded states, got {m}"
+                f"snapshots: observables={observables!r} with delays={delays} and "
+                f"block_average={block_average} need at least {options.least_snapshots} recorded "
+                f"states, got {m}"
             )
         return cls(states, partition, options)
 
@@ -210,9 +258,7 @@ class KoopmanOperator:
             raise ConfigError("out: expected a plain tensor; pass out.detach() or a new one")
         elif out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr():
             raise ConfigError("out: it shares its memory with the snapshots; pass a new tensor")
-        _ops.predict(
-            like, self._table, self._fitted, wanted, out, increments=self.observables != "state"
-        )
+        _ops.predict(like, self._table, self._fitted, wanted, out)
         return out
 
     @property
@@ -245,11 +291,25 @@ class KoopmanOperator:
             return "no block moves in a way that any operator predicts"
         return None
 
+    def chosen(self, block: int) -> Choice:
+        """What one block was fitted with, chosen from its snapshots or given."""
+        fitted = self._fitted
+        return Choice(
+            observables="increments" if fitted.increments[block] else "state",
+            delays=int(fitted.delays[block]),
+            block_average=int(fitted.block_average[block]),
+            estimator=_ops.ESTIMATOR_NAMES[int(fitted.estimator[block])],
+            rank=int(self.rank[block]),
+            hindcast_error=float(self.hindcast_error[block]),
+            trusted_horizon=float(self.trusted_horizon[block]),
+        )
+
     @property
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of all blocks, one block after another, (sum of ranks,) complex128.
 
-        They are per recorded interval, after clipping where asked for.
+        They are per recorded interval, or per group of ``block_average`` of them, after clipping
+        where asked for.
         """
         fitted = self._fitted
         return fitted.eigenvalues[_ops.ragged(fitted.vector_offsets, self.rank)]
@@ -305,7 +365,8 @@ class KoopmanOperator:
 
         Infinite on the unit circle; outside it negative, the time in which the mode grows by e.
         """
-        return _spectrum.time_constants(self.eigenvalues_of(block))
+        groups = _spectrum.time_constants(self.eigenvalues_of(block))
+        return groups * int(self._fitted.block_average[block])
 
     def plot(self) -> Figure:
         """A new matplotlib figure of all eigenvalues and the unit circle.

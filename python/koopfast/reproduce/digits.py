@@ -19,7 +19,7 @@ from koopfast.data import Mnist
 from koopfast.demo.tasks import DigitsTask
 from koopfast.parameters import ParameterVector, trainable_parameters
 from koopfast.partition import Partition
-from koopfast.reproduce.methods import Method, auto_options, forecast
+from koopfast.reproduce.methods import Method, forecast
 from koopfast.reproduce.store import Store
 
 __all__ = ["METHODS", "PARTITIONS", "DigitsSettings", "digits_experiment"]
@@ -34,7 +34,7 @@ METHODS = (
         average=False,
     ),
     Method("averaged", "increments of means of 20 steps, rank by hindcast", {"rank": "auto"}, 20),
-    Method("auto", "koopfast's auto on means of 20 steps", auto_options(), 20),
+    Method("auto", "koopfast's auto on means of 20 steps", {"auto": True}, 20),
 )  # fmt: skip
 # With a snapshot a step a block has as many directions as there are steps, and its algebra is the
 # cube of that: hours for the larger blocks. These are the ones that the paper's pieces allow.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,7 +13,7 @@ from torch import Tensor
 from koopfast.operator import KoopmanOperator
 from koopfast.partition import Partition
 
-__all__ = ["Forecast", "Method", "auto_options", "forecast"]
+__all__ = ["Forecast", "Method", "forecast"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ class Forecast:
     weights: Tensor
     seconds: float
     operator: KoopmanOperator
-
-
-def auto_options() -> dict[str, Any]:
-    """All that koopfast chooses by itself."""
-    known = inspect.signature(KoopmanOperator.fit).parameters
-    return {"auto": True} if "auto" in known else {"rank": "auto"}
 
 
 def _snapshots(window: Tensor, method: Method) -> Tensor:

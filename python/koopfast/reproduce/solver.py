@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from koopfast.data import HamiltonianNetwork, Oscillator
 from koopfast.partition import Partition
-from koopfast.reproduce.methods import Method, auto_options, forecast
+from koopfast.reproduce.methods import Method, forecast
 from koopfast.reproduce.stacked import StackedSolvers
 from koopfast.reproduce.store import Store
 from koopfast.reproduce.trajectories import (
@@ -37,7 +37,7 @@ METHODS = (
     Method("paper", "states, least squares by pseudo-inverse, every step (the paper's)", _PAPER),
     Method("increments", "increments of every step, rank by hindcast", {"rank": "auto"}),
     Method("averaged", "increments of means of 20 steps, rank by hindcast", {"rank": "auto"}, 20),
-    Method("auto", "koopfast's auto on means of 20 steps", auto_options(), 20),
+    Method("auto", "koopfast's auto on means of 20 steps", {"auto": True}, 20),
 )
 _SENSITIVITY = tuple((stride, part) for part in (1, 2) for stride in (10, 20, 50))
 

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is chosen for a block from its own snapshots, and means of snapshots as observables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import cases
+from compare import assert_rows_close, relative_error
+from koopfast import ConfigError, KoopmanConfig, KoopmanOperator, _native, _reference
+from koopfast._reference_choice import Recipe, score
+from koopfast._reference_reduced import Reduction
+
+SIZES = (6, 60)
+M = 40
+AUTO = dict.fromkeys(("observables", "delays", "block_average", "estimator"), "auto")
+
+
+def noisy(n, seed=0, m=M, level=1e-3):
+    return cases.SYSTEMS[0].states(n, range(m), offset=1, seed=seed) + cases.noise(
+        m, n, level, seed
+    )
+
+
+def twin_score(states, choice):
+    wanted = Reduction(states.shape[1], "", "auto", 1e-13, 0.0, "", "clip")
+    recipe = Recipe(
+        choice.observables,
+        choice.delays,
+        choice.block_average,
+        choice.estimator,
+        choice.rank,
+        wanted,
+    )
+    return score(states, recipe)
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("seed", range(5))
+def test_native_chooses_what_the_twin_does(n, seed):
+    snapshots = noisy(n, seed) + 0.1 * seed * cases.random_walk(M, n, seed=seed)
+    operator = KoopmanOperator.fit(snapshots, auto=True, method="qr")
+    twin = _reference.fit_block(snapshots, rank="auto", unstable="clip", **AUTO)
+    own, other = operator.chosen(0), twin.recipe
+    same = (own.observables, own.delays, own.block_average, own.estimator) == (
+        (other.observables, other.delays, other.block_average, other.estimator)
+    )
+    if not same:  # equally good, then
+        theirs = KoopmanOperator.fit(
+            snapshots,
+            method="qr",
+            rank=max(1, twin.rank),
+            observables=other.observables,
+            delays=other.delays,
+            block_average=other.block_average,
+        )
+        assert abs(twin_score(snapshots, own) - twin_score(snapshots, theirs.chosen(0))) < 1e-6
+        return
+    assert own.rank == twin.rank
+    assert own.hindcast_error == pytest.approx(twin.hindcast_error, rel=1e-5)
+    assert own.trusted_horizon == twin.trusted_horizon
+    got, expected = operator.predict([1.0, 10.0]), _reference.predict_block(twin, [1.0, 10.0])
+    assert relative_error(got, expected) < 1e-6
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("observables", ["state", "increments"])
+@pytest.mark.parametrize(("average", "delays"), [(2, 1), (3, 2), (8, 1)])
+def test_means_are_predicted_as_the_twin_does(n, observables, average, delays):
+    snapshots = cases.random_walk(M, n)
+    how = {"observables": observables, "block_average": average, "delays": delays, "rank": 2}
+    operator = KoopmanOperator.fit(snapshots, method="qr", unstable="keep", **how)
+    twin = _reference.fit_block(snapshots, unstable="keep", **how)
+    horizons = [0.0, 0.25, 1.0, 7.5, 20.0]
+    assert (
+        relative_error(operator.predict(horizons), _reference.predict_block(twin, horizons)) < 1e-8
+    )
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("observables", ["state", "increments"])
+@pytest.mark.parametrize("average", [2, 3, 5])
+def test_means_of_a_linear_system_tell_its_future(n, observables, average):
+    # Means of a decay decay alike: seen at their group's middle, with a slightly larger amplitude.
+    rates, m = torch.tensor([0.999, 0.99]), 41
+    system = cases.LinearSystem("slow", tuple(cases.real(float(r)) for r in rates))
+    snapshots = system.states(n, range(m))
+    operator = KoopmanOperator.fit(
+        snapshots, observables=observables, block_average=average, rank=2, method="qr"
+    )
+    later = system.states(n, [m - 1 + 10, m - 1 + 40])
+    amplitude = float((torch.log(rates).abs() * average).max()) ** 2
+    moved = (later - snapshots[-1]).norm()
+    assert float((operator.predict([10, 40]) - later).norm() / moved) < amplitude
+    assert operator.chosen(0).block_average == average
+
+
+def test_averages_are_chosen_against_noise_and_not_without():
+    system = cases.LinearSystem("slow", (cases.real(0.98),))
+
+    def median_error(level, **how):
+        errors = []
+        for seed in range(5):
+            snapshots = system.states(60, range(M), seed=seed) + cases.noise(M, 60, level, seed)
+            now, later = system.states(60, [M - 1, M + 19], seed=seed)
+            predicted = KoopmanOperator.fit(snapshots, **how).predict(20)[0]
+            errors.append(float((predicted - later).norm() / (now - later).norm()))
+        return sorted(errors)[2]
+
+    assert median_error(0.01, auto=True) < 0.7 * median_error(0.01, rank=None)
+    assert median_error(0.0, auto=True) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["gram", "qr"])
+def test_a_choice_reads_the_snapshots_once(monkeypatch, method):
+    # All candidates come from one factorisation: the cost of choosing knows no weights.
+    name = {"gram": "snapshot_gram", "qr": "snapshot_qr"}[method]
+    native, calls = getattr(_native, name), []
+
+    def counted(*arguments):
+        calls.append(name)
+        return native(*arguments)
+
+    monkeypatch.setattr(_native, name, counted)
+    KoopmanOperator.fit(noisy(300), auto=True, method=method)
+    assert calls == [name]
+
+
+@pytest.mark.parametrize("method", ["gram", "qr"])
+def test_the_dual_form_chooses_as_the_primal_does(method):
+    # The same motion in few weights and in many: an orthonormal map changes no inner product.
+    few = noisy(6, level=1e-2)
+    q, _ = torch.linalg.qr(
+        torch.randn(60, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    )
+    a, b = (KoopmanOperator.fit(s, auto=True, method=method) for s in (few, few @ q.T))
+    assert a.chosen(0).hindcast_error == pytest.approx(b.chosen(0).hindcast_error, rel=1e-4)
+    assert_rows_close(b.predict([20]), a.predict([20]) @ q.T, condition=1e6)
+
+
+@pytest.mark.parametrize("method", ["gram", "qr"])
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_states_are_found_where_they_are_asked_for(method, n):
+    # With the increments and the last state, states are known as well as by themselves.
+    snapshots = noisy(n)
+    chosen = KoopmanOperator.fit(snapshots, observables="state", delays="auto", method=method)
+    direct = KoopmanOperator.fit(
+        snapshots,
+        observables="state",
+        delays=chosen.chosen(0).delays,
+        method=method,
+        rank=max(1, chosen.chosen(0).rank),
+    )
+    assert relative_error(chosen.predict([3]), direct.predict([3])) < 1e-9
+
+
+def test_auto_fills_what_is_left_at_its_default():
+    operator = KoopmanOperator.fit(noisy(60), auto=True, delays=2, block_average=4)
+    own = operator.chosen(0)
+    assert (own.delays, own.block_average) == (2, 4)
+    assert own.rank == int(operator.rank[0])
+    plain = KoopmanOperator.fit(noisy(60), rank=3).chosen(0)
+    assert (plain.observables, plain.delays, plain.block_average) == ("increments", 1, 1)
+    assert (plain.estimator, plain.rank) == ("least_squares", 3)
+    assert math.isnan(plain.hindcast_error)
+    symmetric = KoopmanOperator.fit(noisy(60), auto=True, symmetric=True)
+    assert symmetric.chosen(0).estimator == "symmetric"
+
+
+def test_a_window_too_short_to_split_gets_increments():
+    operator = KoopmanOperator.fit(noisy(60, m=4), auto=True)
+    assert operator.chosen(0).observables == "increments"
+    assert math.isnan(operator.chosen(0).hindcast_error)
+    still = KoopmanOperator.fit(torch.ones(20, 60), auto=True)
+    assert still.status.tolist() == [_reference.STILL]
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_every_dtype_and_mixed_blocks(dtype):
+    snapshots = noisy(60).to(dtype)
+    snapshots[3, 20] = math.nan
+    operator = KoopmanOperator.fit(snapshots, cases.mixed(60), auto=True)
+    assert (operator.status == _reference.NON_FINITE).sum() == 1
+    assert bool(operator.predict([5.0])[:, :20].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("delays", "some"), ("block_average", 0), ("block_average", 1.5), ("observables", "all")],
+)
+def test_refuses_what_it_does_not_know(argument, value):
+    with pytest.raises(ConfigError, match=argument):
+        KoopmanOperator.fit(noisy(6), **{argument: value})
+    with pytest.raises(ConfigError, match=argument):
+        KoopmanConfig(**{argument: value})
+
+
+def test_refuses_averages_longer_than_the_window():
+    with pytest.raises(ConfigError, match=r"block_average=20.*60"):
+        KoopmanOperator.fit(noisy(6), block_average=20)
+    with pytest.raises(ConfigError, match="auto"):
+        KoopmanOperator.fit(noisy(6), auto=1)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    from compare import on_threads
+
+    partition = cases.interleaved(60, 4)
+    one, two = on_threads(
+        (1, 2), lambda: KoopmanOperator.fit(noisy(60), partition, auto=True).predict([30])
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("average", [1, 2, 4])
+def test_time_constants_are_in_recorded_intervals(average):
+    system = cases.LinearSystem("slow", (cases.real(0.9),))
+    operator = KoopmanOperator.fit(system.states(60, range(M)), block_average=average, rank=1)
+    assert float(operator.time_constants_of(0)[0]) == pytest.approx(-1 / math.log(0.9), rel=1e-6)
