@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <complex>
 #include <limits>
 
 #include "hindcast.h"
+#include "operator_spectrum.h"
 #include "parallel.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
@@ -16,9 +16,6 @@ namespace koopfast {
 namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using ComplexRowMajor =
-    Eigen::Matrix<std::complex<double>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // The observables o_t of a block as columns: in coordinates (dual) or as they are (primal).
@@ -61,7 +58,7 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   double* sigma_out = out.singular_values + out.vector_offsets[i];
   std::fill_n(sigma_out, capacity, 0.0);
   out.rank[i] = 0;
-  out.diagonal[i] = 1;
+  out.spectrum[i] = static_cast<int32_t>(Spectrum::usable);
   out.hindcast_error[i] = out.trusted_horizon[i] = kNaN;
 
   const Matrix o = observed(s, table, b, form, coordinates, options.increments);
@@ -82,25 +79,14 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
     out.status[i] = static_cast<int32_t>(BlockStatus::still);
     return;
   }
-  Matrix op = fit.op;
-  Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, options) : fit.image;
-  const Eigenbasis basis = options.unstable == Unstable::keep
-                               ? eigenbasis(op)
-                               : move_to_unit_disc(op, lift, options.unstable);
-  const int64_t at = out.vector_offsets[i], matrix_at = out.matrix_offsets[i];
-  const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
-  Eigen::Map<RowMajor>(out.operators + matrix_at, k, k) = op;
-  Eigen::Map<Vector>(out.start + at, k) = fit.start;
-  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
-  Eigen::Map<ComplexVector>(complex(out.eigenvalues + 2 * at), k) = basis.values;
-  if (basis.usable) {
-    Eigen::Map<ComplexRowMajor>(complex(out.eigenvectors + 2 * matrix_at), k, k) = basis.vectors;
-    Eigen::Map<ComplexVector>(complex(out.amplitudes + 2 * at), k) =
-        basis.inverse * fit.start.cast<std::complex<double>>();
-  }
+  const Matrix lift =
+      form == BlockForm::dual ? snapshot_coefficients(fit, s.m, options) : fit.image;
   out.status[i] = static_cast<int32_t>(BlockStatus::ok);
   out.rank[i] = k;
-  out.diagonal[i] = basis.usable;
+  Eigen::Map<RowMajor>(out.operators + out.matrix_offsets[i], k, k) = fit.op;
+  Eigen::Map<Vector>(out.start + out.vector_offsets[i], k) = fit.start;
+  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
+  bound_spectrum(out, i, lift.rows(), options.unstable);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ struct FittedBlocks {
   const int64_t* lift_offsets;
   const int32_t* status;
   const int64_t* rank;
-  const int32_t* diagonal;
+  const int32_t* spectrum;
   const double* operators;
   const double* start;
   const double* lifts;
@@ -29,6 +29,7 @@ struct FittedBlocks {
 // allowed): `values`, at value_offsets[i] a row-major (horizons, rows) for block i, rows = m
 // snapshot coefficients (dual) or n_b weights (primal), and `base` (count, horizons), the weight
 // of the last snapshot. `combine` makes weights of them. A limit that does not exist is NaN.
+// A fractional or infinite horizon needs every eigenbasis (operator_spectrum).
 void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t count, bool dual,
                     bool increments, const double* horizons, int64_t n_horizons,
                     const int64_t* value_offsets, double* values, double* base, int threads);

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ _ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares":
 _UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
+# Spectrum::pending of operator_fit.h, and the most snapshots whose Gram matrices are fitted eight at
+# a time.
+_PENDING, _MOST_LANE_ORDER = -1, 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
 # passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
@@ -96,7 +100,7 @@ class FittedBlocks:
     lift_offsets: Tensor  # int64 (n_blocks,)
     status: Tensor  # int32 (n_blocks,)
     rank: Tensor  # int64 (n_blocks,)
-    diagonal: Tensor  # int32 (n_blocks,)
+    spectrum: Tensor  # int32 (n_blocks,): Spectrum of operator_fit.h
     hindcast_error: Tensor  # float64 (n_blocks,)
     trusted_horizon: Tensor  # float64 (n_blocks,)
     singular_values: Tensor  # float64
@@ -109,7 +113,7 @@ class FittedBlocks:
     amplitudes: Tensor  # complex128
 
     _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
-    _RESULTS = ("status", "rank", "diagonal", "hindcast_error", "trusted_horizon")
+    _RESULTS = ("status", "rank", "spectrum", "hindcast_error", "trusted_horizon")
     _PACKED = (
         "singular_values",
         "operators",
@@ -126,6 +130,31 @@ class FittedBlocks:
         addresses = [own[name].data_ptr() for name in self._INDEXED + self._RESULTS]
         addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
         return own, tuple(addresses)
+
+    @cached_property
+    def with_spectrum(self) -> FittedBlocks:
+        """The same with every block's eigenvalues, eigenvectors and amplitudes.
+
+        A fit leaves out those that no prediction at whole horizons needs.
+        """
+        if not bool((self.spectrum == _PENDING).any()):
+            return self
+        copied = ("spectrum", "eigenvalues", "eigenvectors", "amplitudes")
+        whole = dataclasses.replace(self, **{name: getattr(self, name).clone() for name in copied})
+        everything = torch.arange(len(self.rank))
+        own, addresses = whole.selected(everything)
+        _native.operator_spectrum(addresses, len(everything), torch.get_num_threads())
+        whole.spectrum.copy_(own["spectrum"])
+        return whole
+
+    def has_eigenbasis(self, block: int) -> bool:
+        """Whether a block's eigenvectors (see :attr:`with_spectrum`) are fit to compute with."""
+        return int(self.spectrum[block]) in (1, 3)
+
+    def keep(self, blocks: Tensor, own: dict[str, Tensor]) -> None:
+        """Take over what native code wrote to the arrays of :meth:`selected`."""
+        for name in self._RESULTS:
+            getattr(self, name)[blocks] = own[name]
 
     def repacked(self) -> FittedBlocks:
         """The same without the room that ranks below their capacity left, where that is much."""
@@ -316,7 +345,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         lift_offsets=_starts(rows * capacity),
         status=torch.empty(count, dtype=torch.int32),
         rank=torch.zeros(count, dtype=torch.int64),
-        diagonal=torch.empty(count, dtype=torch.int32),
+        spectrum=torch.empty(count, dtype=torch.int32),
         hindcast_error=torch.empty(count, dtype=real),
         trusted_horizon=torch.empty(count, dtype=real),
         singular_values=torch.empty(vectors, dtype=real),
@@ -332,18 +361,72 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     in_place = options.method == "gram" and _native_device(snapshots) is not None
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
     source = snapshots if in_place else host
-    # Coordinates of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
+    # Gram matrices of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
     batch = max(1, _PASS_BYTES // (8 * m * m))
     dual_blocks = torch.nonzero(dual).flatten()
+    by_moments = _fits_from_moments(options)
     # (Splitting nothing gives one empty batch: no launch is to see it.)
     for blocks in torch.split(dual_blocks, batch) if len(dual_blocks) > 0 else ():
+        if by_moments and m <= _MOST_LANE_ORDER:
+            grams = snapshot_gram(source, table, blocks, increments=options.increments).cpu()
+            _fit_grams(grams, table, blocks, options, fitted)
+            continue
         _, coordinates = snapshot_svd(
             source, table, blocks, increments=options.increments, method=options.method
         )
         _fit_blocks(source, table, blocks, True, coordinates, options, fitted)
-    primal = torch.nonzero(~dual).flatten()
+    # Moments are the smaller form where there are as many pairs as stacked weights.
+    pairs = m - options.least_snapshots + 1
+    small = (
+        ~dual & (table.sizes * options.delays <= pairs) if by_moments else torch.zeros_like(dual)
+    )
+    _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
+    primal = torch.nonzero(~dual & ~small).flatten()
     _fit_blocks(host, table, primal, False, torch.empty(0, dtype=real), options, fitted)
     return fitted.repacked()
+
+
+def _fits_from_moments(options: FitOptions) -> bool:
+    """Whether second moments are enough: `fits_from_moments` of operator_lanes.h."""
+    return (
+        options.method == "gram" and options.rank != "auto" and options.estimator == "least_squares"
+    )
+
+
+def _fit_grams(
+    grams: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
+) -> None:
+    """Fit dual blocks from their Gram matrices (len(blocks), m, m)."""
+    own, addresses = fitted.selected(blocks)
+    sizes = table.sizes[blocks]
+    _native.operator_fit_grams(
+        grams.data_ptr(),
+        sizes.data_ptr(),
+        len(blocks),
+        grams.shape[1],
+        packed_options(options),
+        addresses,
+        torch.get_num_threads(),
+    )
+    fitted.keep(blocks, own)
+
+
+def _fit_primal(
+    host: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
+) -> None:
+    """Fit some primal blocks (maybe none) from the second moments of their snapshots."""
+    arrays = table.to(torch.device("cpu"))
+    own, addresses = fitted.selected(blocks)
+    _native.operator_fit_primal(
+        _view(host),
+        _addresses(arrays),
+        blocks.data_ptr(),
+        len(blocks),
+        packed_options(options),
+        addresses,
+        torch.get_num_threads(),
+    )
+    fitted.keep(blocks, own)
 
 
 def _fit_blocks(
@@ -369,8 +452,7 @@ def _fit_blocks(
         addresses,
         torch.get_num_threads(),
     )
-    for name in FittedBlocks._RESULTS:
-        getattr(fitted, name)[blocks] = own[name]
+    fitted.keep(blocks, own)
 
 
 def operator_power(
@@ -417,6 +499,8 @@ def predict(
         predict(snapshots.cpu(), table, fitted, horizons, host, increments=increments)
         out.copy_(host)
         return
+    if not all(h.is_integer() for h in horizons):  # (infinity is none)
+        fitted = fitted.with_spectrum
     step = max(1, _PASS_BYTES // (8 * out.shape[1]))
     for first in range(0, len(horizons), step):
         some = torch.tensor(horizons[first : first + step], dtype=torch.float64)

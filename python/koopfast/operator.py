@@ -251,13 +251,13 @@ class KoopmanOperator:
 
         They are per recorded interval, after clipping where asked for.
         """
-        fitted = self._fitted
+        fitted = self._fitted.with_spectrum
         return fitted.eigenvalues[_ops.ragged(fitted.vector_offsets, self.rank)]
 
     def eigenvalues_of(self, block: int) -> Tensor:
         """Eigenvalues of one block, (rank,) complex128."""
         start = int(self._fitted.vector_offsets[block])
-        return self._fitted.eigenvalues[start : start + int(self.rank[block])]
+        return self._fitted.with_spectrum.eigenvalues[start : start + int(self.rank[block])]
 
     @property
     def singular_values(self) -> Tensor:
@@ -288,7 +288,7 @@ class KoopmanOperator:
                 snapshots are to be summed; reading no snapshot, that costs nothing of their size.
                 A smaller block keeps weights, and gives them in either case.
         """
-        own = _spectrum.modes(self._fitted, block)
+        own = _spectrum.modes(self._fitted.with_spectrum, block)
         if not expand or not self._fitted.dual[block]:
             return own
         return _spectrum.expanded(own, self._snapshots, self.partition.block(block))
@@ -298,7 +298,7 @@ class KoopmanOperator:
 
         NaN where the block has no well-conditioned eigenbasis. See :meth:`modes_of`.
         """
-        return _spectrum.amplitudes(self._fitted, block)
+        return _spectrum.amplitudes(self._fitted.with_spectrum, block)
 
     def time_constants_of(self, block: int) -> Tensor:
         """Recorded intervals in which each mode falls to 1/e, -1 / log |lambda|, (rank,) float64.
