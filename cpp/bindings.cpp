@@ -12,6 +12,7 @@
 #include "operator_lanes.h"
 #include "operator_power.h"
 #include "operator_spectrum.h"
+#include "single_weights.h"
 #include "snapshot_svd.h"
 #include "tile_kernels.h"
 
@@ -228,6 +229,32 @@ void bind_moments(py::module_& m) {
       py::arg("arrays"), py::arg("count"), py::arg("threads"));
 }
 
+void bind_single_weights(py::module_& m) {
+  m.def(
+      "single_weight_fit",
+      [](const py::tuple& snapshots, bool increments, double ridge, int unstable, Address squares,
+         Address factors, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const py::gil_scoped_release release;
+        single_weight_fit(s, increments, ridge, static_cast<Unstable>(unstable),
+                          at<double>(squares), at<double>(factors), threads);
+      },
+      py::arg("snapshots"), py::arg("increments"), py::arg("ridge"), py::arg("unstable"),
+      py::arg("squares"), py::arg("factors"), py::arg("threads"));
+  m.def(
+      "single_weight_predict",
+      [](const py::tuple& snapshots, bool increments, Address squares, Address factors,
+         Address horizons, int64_t n_horizons, Address out, int64_t out_stride, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const py::gil_scoped_release release;
+        single_weight_predict(s, increments, at<double>(squares), at<double>(factors),
+                              at<double>(horizons), n_horizons, at<void>(out), out_stride, threads);
+      },
+      py::arg("snapshots"), py::arg("increments"), py::arg("squares"), py::arg("factors"),
+      py::arg("horizons"), py::arg("n_horizons"), py::arg("out"), py::arg("out_stride"),
+      py::arg("threads"));
+}
+
 // What was compiled, as text; an empty string where there is none.
 py::dict build_info() {
   py::dict info;
@@ -249,11 +276,13 @@ PYBIND11_MODULE(_native, m) {
   bind_snapshot_svd(m);
   bind_operator(m);
   bind_moments(m);
+  bind_single_weights(m);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(instruction_set()); });
   m.attr("cuda_compiled") = KOOPFAST_CUDA_ENABLED != 0;
-  m.attr("__all__") = py::list(py::make_tuple(
-      "build_info", "combine", "cuda_compiled", "gram_svd", "isa", "operator_fit",
-      "operator_fit_grams", "operator_fit_moments", "operator_fit_primal", "operator_power",
-      "operator_spectrum", "snapshot_gram", "snapshot_moments", "snapshot_qr"));
+  m.attr("__all__") = py::list(
+      py::make_tuple("build_info", "combine", "cuda_compiled", "gram_svd", "isa", "operator_fit",
+                     "operator_fit_grams", "operator_fit_moments", "operator_fit_primal",
+                     "operator_power", "operator_spectrum", "single_weight_fit",
+                     "single_weight_predict", "snapshot_gram", "snapshot_moments", "snapshot_qr"));
 }

@@ -19,7 +19,7 @@ constexpr std::align_val_t kAlignment{sizeof(Pack)};
 KF_INLINE Pack* packs(double* lanes) { return reinterpret_cast<Pack*>(lanes); }
 KF_INLINE const Pack* packs(const double* lanes) { return reinterpret_cast<const Pack*>(lanes); }
 
-KF_INLINE unsigned bits(PackMask mask) {
+KF_INLINE unsigned bits(const PackMask& mask) {
   unsigned out = 0;
   for (int l = 0; l < kLanes; ++l) out |= mask[l] != 0 ? 1u << l : 0u;
   return out;

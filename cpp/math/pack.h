@@ -16,6 +16,7 @@ constexpr int kLanes = 8;
 KF_INLINE double square_root(double x) { return sqrt(x); }
 KF_INLINE double magnitude(double x) { return fabs(x); }
 KF_INLINE bool any(bool mask) { return mask; }
+KF_INLINE double largest_lane(double x) { return x; }
 
 #ifndef __CUDACC__
 // Passing vectors by value would be an interface that depends on the instruction set; all that do
@@ -40,6 +41,15 @@ KF_INLINE bool any(const PackMask& mask) {
   int64_t together = 0;
   for (int l = 0; l < kLanes; ++l) together |= mask[l];
   return together != 0;
+}
+
+KF_INLINE double largest_lane(const Pack& x) {
+  alignas(64) double lanes[kLanes];
+  __builtin_memcpy(lanes, &x, sizeof x);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int l = 0; l < width; ++l)
+      lanes[l] = lanes[l] > lanes[l + width] ? lanes[l] : lanes[l + width];
+  return lanes[0];
 }
 #endif
 

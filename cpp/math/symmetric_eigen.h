@@ -84,43 +84,41 @@ KF_INLINE Mask<V> implicit_ql(V* diagonal, V* beside, V* vectors, int n) {
         const V scale = magnitude(diagonal[m]) + magnitude(diagonal[m + 1]);
         split = magnitude(beside[m]) <= DBL_EPSILON * scale ? V{} + static_cast<double>(m) : split;
       }
-      const auto active = split > static_cast<double>(l);
-      if (!any(active)) break;
+      // Lanes that are done have split == l: no comparison below holds for them.
+      const int top = static_cast<int>(largest_lane(split));
+      if (top == l) break;
       if (iteration == kMostIterations) {
-        failed = failed | active;
+        failed = failed | (split > static_cast<double>(l));
         break;
       }
       // Wilkinson's shift.
-      const V safe = active ? beside[l] : V{} + 1.0;
+      const V safe = split > static_cast<double>(l) ? beside[l] : V{} + 1.0;
       V g = (diagonal[l + 1] - diagonal[l]) / (2.0 * safe);
-      V r = square_root(g * g + 1.0);
-      const V shift = safe / (g + (g < 0 ? -r : r));
+      const V root = square_root(g * g + 1.0);
+      const V shift = safe / (g + (g < 0.0 ? -root : root));
       V end = diagonal[l];
-      for (int m = l + 1; m < n; ++m) end = split == static_cast<double>(m) ? diagonal[m] : end;
+      for (int m = l + 1; m <= top; ++m) end = split == static_cast<double>(m) ? diagonal[m] : end;
       g = end - diagonal[l] + shift;
       V s = V{} + 1.0, c = V{} + 1.0, p{};
-      int top = n - 1;
-      while (top > l && !any(split >= static_cast<double>(top))) --top;
       for (int i = top - 1; i >= l; --i) {
-        // Rotations start at the lane's own split. (Without one, `active` is false from i = l on.)
-        const auto turning = (split > static_cast<double>(i)) & active;
+        // Rotations start at the lane's own split.
+        const double here = i, above = i + 1;
         const V f = s * beside[i], b = c * beside[i];
-        const V length = square_root(f * f + g * g);
-        const auto zero = !(length > 0);
-        const V inverse = 1.0 / (zero ? V{} + 1.0 : length);
-        // f = g = 0: any rotation will do, and this one goes on without a division by zero.
-        const V new_s = zero ? V{} : f * inverse, new_c = zero ? V{} + 1.0 : g * inverse;
+        const V squares = f * f + g * g;
+        // f = g = 0: any rotation will do, and the identity goes on without a division by zero.
+        const V length = square_root(squares);
+        const V inverse = 1.0 / (squares > 0.0 ? length : V{} + 1.0);
+        const V new_s = f * inverse, new_c = squares > 0.0 ? g * inverse : V{} + 1.0;
         const V high = diagonal[i + 1] - p;
         const V turn = (diagonal[i] - high) * new_s + 2.0 * new_c * b;
         const V new_p = new_s * turn;
-        const auto inner = turning & (split > static_cast<double>(i + 1));
-        beside[i + 1] = inner ? length : beside[i + 1];
-        s = turning ? new_s : s;
-        c = turning ? new_c : c;
-        diagonal[i + 1] = turning ? high + new_p : diagonal[i + 1];
-        p = turning ? new_p : p;
-        g = turning ? new_c * turn - b : g;
-        const V vs = turning ? new_s : V{}, vc = turning ? new_c : V{} + 1.0;
+        beside[i + 1] = split > above ? length : beside[i + 1];
+        diagonal[i + 1] = split > here ? high + new_p : diagonal[i + 1];
+        s = split > here ? new_s : s;
+        c = split > here ? new_c : c;
+        p = split > here ? new_p : p;
+        g = split > here ? new_c * turn - b : g;
+        const V vs = split > here ? new_s : V{}, vc = split > here ? new_c : V{} + 1.0;
         V *lower = vectors + i * n, *upper = lower + n;
         for (int k = 0; k < n; ++k) {
           const V old = upper[k];
@@ -128,10 +126,11 @@ KF_INLINE Mask<V> implicit_ql(V* diagonal, V* beside, V* vectors, int n) {
           lower[k] = vc * lower[k] - vs * old;
         }
       }
-      diagonal[l] = active ? diagonal[l] - p : diagonal[l];
-      beside[l] = active ? g : beside[l];
-      for (int m = l + 1; m < n; ++m)
-        beside[m] = active & (split == static_cast<double>(m)) ? V{} : beside[m];
+      const double first = l;
+      diagonal[l] = split > first ? diagonal[l] - p : diagonal[l];
+      beside[l] = split > first ? g : beside[l];
+      for (int m = l + 1; m <= top; ++m)
+        beside[m] = split == static_cast<double>(m) ? V{} : beside[m];
     }
   }
   return !failed;

@@ -14,6 +14,8 @@ __all__ = [
     "operator_fit_primal",
     "operator_power",
     "operator_spectrum",
+    "single_weight_fit",
+    "single_weight_predict",
     "snapshot_gram",
     "snapshot_moments",
     "snapshot_qr",
@@ -106,6 +108,26 @@ def operator_fit_grams(
     threads: int,
 ) -> None: ...
 def operator_spectrum(arrays: tuple[int, ...], count: int, threads: int) -> None: ...
+def single_weight_fit(
+    snapshots: _View,
+    increments: bool,
+    ridge: float,
+    unstable: int,
+    squares: int,
+    factors: int,
+    threads: int,
+) -> None: ...
+def single_weight_predict(
+    snapshots: _View,
+    increments: bool,
+    squares: int,
+    factors: int,
+    horizons: int,
+    n_horizons: int,
+    out: int,
+    out_stride: int,
+    threads: int,
+) -> None: ...
 def operator_power(
     arrays: tuple[int, ...],
     row_counts: int,

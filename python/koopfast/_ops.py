@@ -31,12 +31,13 @@ _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.flo
 # Estimator of operator_fit.h; 1 is the self-adjoint one.
 _ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares": 3}
 # Unstable of operator_fit.h.
-_UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
+UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
-# Spectrum::pending of operator_fit.h, and the most snapshots whose Gram matrices are fitted eight at
-# a time.
-_PENDING, _MOST_LANE_ORDER = -1, 64
+# Spectrum of operator_fit.h.
+_PENDING, USABLE_SPECTRUM = -1, 1
+# The most snapshots whose Gram matrices are fitted eight at a time.
+_MOST_LANE_ORDER = 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
 # passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
@@ -67,7 +68,7 @@ def packed_options(
         DEFAULT_TOLERANCE[options.method] if cut is None else cut,
         options.ridge,
         1 if options.symmetric else _ESTIMATORS[options.estimator],
-        _UNSTABLE[options.unstable],
+        UNSTABLE[options.unstable],
         options.method == "qr",
     )
 
@@ -236,7 +237,7 @@ def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
     return tensor if usable else tensor.contiguous()
 
 
-def _view(snapshots: Tensor) -> tuple[int, int, int, int, int]:
+def view(snapshots: Tensor) -> tuple[int, int, int, int, int]:
     m, n = snapshots.shape
     return snapshots.data_ptr(), _DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
 
@@ -272,7 +273,7 @@ def snapshot_gram(
     arrays, own = table.to(device), blocks.to(device)
     with _current(device):
         _native.snapshot_gram(
-            _view(snapshots),
+            view(snapshots),
             _addresses(arrays),
             own.data_ptr(),
             len(blocks),
@@ -313,7 +314,7 @@ def snapshot_svd(
     host, arrays = snapshots.cpu(), table.to(torch.device("cpu"))
     coordinates = torch.empty((count, m, m), dtype=torch.float64)
     _native.snapshot_qr(
-        _view(host),
+        view(host),
         _addresses(arrays),
         blocks.data_ptr(),
         count,
@@ -376,13 +377,11 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         )
         _fit_blocks(source, table, blocks, True, coordinates, options, fitted)
     # Moments are the smaller form where there are as many pairs as stacked weights.
-    pairs = m - options.least_snapshots + 1
-    small = (
-        ~dual & (table.sizes * options.delays <= pairs) if by_moments else torch.zeros_like(dual)
-    )
+    most = m - options.least_snapshots + 1 if by_moments else 0
+    small = ~dual & (table.sizes * options.delays <= most)
     _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
-    primal = torch.nonzero(~dual & ~small).flatten()
-    _fit_blocks(host, table, primal, False, torch.empty(0, dtype=real), options, fitted)
+    others = torch.nonzero(~dual & ~small).flatten()
+    _fit_blocks(host, table, others, False, torch.empty(0, dtype=real), options, fitted)
     return fitted.repacked()
 
 
@@ -418,7 +417,7 @@ def _fit_primal(
     arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit_primal(
-        _view(host),
+        view(host),
         _addresses(arrays),
         blocks.data_ptr(),
         len(blocks),
@@ -442,7 +441,7 @@ def _fit_blocks(
     arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit(
-        _view(source),
+        view(source),
         _addresses(arrays),
         blocks.data_ptr(),
         len(blocks),
@@ -526,7 +525,7 @@ def _combine(
     values, value_offsets, base = (t.to(device) for t in powers)
     with _current(device):
         _native.combine(
-            _view(snapshots),
+            view(snapshots),
             _addresses(arrays),
             own.data_ptr(),
             len(blocks),

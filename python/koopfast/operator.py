@@ -10,9 +10,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _ops, _spectrum
+from koopfast import _ops, _single_weights, _spectrum
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
+from koopfast._single_weights import SingleWeights
 from koopfast.errors import ConfigError
 from koopfast.partition import Partition
 
@@ -33,17 +34,6 @@ class KoopmanOperator:
         m: snapshots in the window.
         n: weights.
         observables: "state" or "increments".
-        status: int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do
-            not move, or no operator predicts them better than standing still), 2 a snapshot of
-            the block is not finite, or so large that its square overflows.
-        rank: int64, (n_blocks,).
-        hindcast_error: float64, (n_blocks,): relative error of the displacement predicted for the
-            window's last third from its first two; 1 where standing still did best, NaN where no
-            hindcast was made (``rank`` given, or a window too short to split).
-        trusted_horizon: float64, (n_blocks,): recorded intervals up to which, in that hindcast,
-            the predicted displacement was wrong by at most half of the true one at every single
-            interval; at most as many as were predicted, 0 where not even the first, NaN where no
-            hindcast was made.
     """
 
     def __init__(
@@ -56,12 +46,42 @@ class KoopmanOperator:
         self.observables = options.observables
         self.m, self.n = snapshots.shape
         self._snapshots = snapshots
-        self._table = _ops.BlockTable(partition)
-        self._fitted = _ops.operator_fit(snapshots, self._table, options)
-        self.status = self._fitted.status
-        self.rank = self._fitted.rank
-        self.hindcast_error = self._fitted.hindcast_error
-        self.trusted_horizon = self._fitted.trusted_horizon
+        self._fit: SingleWeights | _ops.FittedBlocks
+        if _single_weights.fits(snapshots, partition, options):
+            self._fit = SingleWeights.fit(snapshots, partition, options)
+        else:
+            self._table = _ops.BlockTable(partition)
+            self._fit = _ops.operator_fit(snapshots, self._table, options)
+
+    @property
+    def status(self) -> Tensor:
+        """int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do not
+        move, or no operator predicts them better than standing still), 2 a snapshot of the block
+        is not finite, or so large that its square overflows."""
+        return self._fit.status
+
+    @property
+    def rank(self) -> Tensor:
+        """int64, (n_blocks,)."""
+        return self._fit.rank
+
+    @property
+    def hindcast_error(self) -> Tensor:
+        """float64, (n_blocks,): relative error of the displacement predicted for the window's last
+        third from its first two; 1 where standing still did best, NaN where no hindcast was made
+        (``rank`` given, or a window too short to split)."""
+        return self._fit.hindcast_error
+
+    @property
+    def trusted_horizon(self) -> Tensor:
+        """float64, (n_blocks,): recorded intervals up to which, in that hindcast, the predicted
+        displacement was wrong by at most half of the true one at every single interval; at most
+        as many as were predicted, 0 where not even the first, NaN where no hindcast was made."""
+        return self._fit.trusted_horizon
+
+    @property
+    def _fitted(self) -> _ops.FittedBlocks:
+        return self._fit.blocks if isinstance(self._fit, SingleWeights) else self._fit
 
     @classmethod
     def fit(
@@ -210,9 +230,11 @@ class KoopmanOperator:
             raise ConfigError("out: expected a plain tensor; pass out.detach() or a new one")
         elif out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr():
             raise ConfigError("out: it shares its memory with the snapshots; pass a new tensor")
-        _ops.predict(
-            like, self._table, self._fitted, wanted, out, increments=self.observables != "state"
-        )
+        if isinstance(self._fit, SingleWeights):
+            self._fit.predict(wanted, out)
+        else:
+            increments = self.observables != "state"
+            _ops.predict(like, self._table, self._fit, wanted, out, increments=increments)
         return out
 
     @property
