@@ -73,14 +73,28 @@ class BlockPower {
     if (std::isinf(horizon)) return limit();
     const double low = std::floor(horizon);
     const uint64_t steps = static_cast<uint64_t>(increments_ ? low : low - 1);
-    Vector power(k_);
-    std::vector<double> work(2 * k_ * k_ + 2 * k_);
-    power_by_squaring(op_.data(), start_.data(), k_, &steps, 1, increments_, power.data(),
-                      work.data());
+    const Vector power = squared(steps);
     if (horizon == low) return power;
     Vector next = op_ * power;
     if (increments_) next += start_;
     return power + (horizon - low) * (next - power);
+  }
+
+  // In the arithmetic of eight lanes, where others of its size are raised in it: the same bits.
+  Vector squared(uint64_t steps) const {
+    const int lanes = k_ <= kMostLaneOrder ? kLaneCount : 1;
+    LaneArray op(k_ * k_, lanes), start(k_, lanes), power(k_, lanes);
+    LaneArray work(2 * k_ * k_ + 2 * k_, lanes);
+    for (int i = 0; i < k_ * k_; ++i) op.at(i, 0) = op_.data()[i];
+    for (int i = 0; i < k_; ++i) start.at(i, 0) = start_(i);
+    if (lanes > 1)
+      lane_power(op.data(), start.data(), k_, &steps, 1, increments_, power.data(), work.data());
+    else
+      power_by_squaring(op.data(), start.data(), k_, &steps, 1, increments_, power.data(),
+                        work.data());
+    Vector out(k_);
+    for (int i = 0; i < k_; ++i) out(i) = power.at(i, 0);
+    return out;
   }
 
   Vector limit() const {
