@@ -113,8 +113,8 @@ def powers(blocks, defective):
     snapshots = decaying(m, blocks * size)
     table = _ops.BlockTable(equal_blocks(blocks * size, size))
     fitted = _ops.operator_fit(snapshots, table, _ops.FitOptions(rank=RANK))
-    if defective:
-        fitted.diagonal.zero_()
+    fitted = fitted.with_spectrum
+    fitted.spectrum.fill_(0 if defective else 1)  # Spectrum of operator_fit.h
     return fitted, torch.arange(blocks)
 
 

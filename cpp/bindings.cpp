@@ -7,8 +7,12 @@
 #include <string>
 
 #include "check.h"
+#include "moments.h"
 #include "operator_fit.h"
+#include "operator_lanes.h"
 #include "operator_power.h"
+#include "operator_spectrum.h"
+#include "single_weights.h"
 #include "snapshot_svd.h"
 #include "tile_kernels.h"
 
@@ -66,7 +70,7 @@ OperatorArrays arrays_from(const py::tuple& a) {
 }
 
 FittedBlocks fitted(const OperatorArrays& a) {
-  return {a.vector_offsets, a.matrix_offsets, a.lift_offsets,   a.status,    a.rank,  a.diagonal,
+  return {a.vector_offsets, a.matrix_offsets, a.lift_offsets,   a.status,    a.rank,  a.spectrum,
           a.increments,     a.block_average,  a.origin_offsets, a.operators, a.start, a.lifts,
           a.origins,        a.eigenvalues,    a.eigenvectors,   a.amplitudes};
 }
@@ -162,6 +166,99 @@ void bind_operator(py::module_& m) {
       py::arg("stream"));
 }
 
+// The way through second moments: operator_lanes.h.
+void bind_moments(py::module_& m) {
+  m.def(
+      "snapshot_moments",
+      [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
+         bool increments, int64_t delays, bool only_pairs, Address moment_offsets, Address moments,
+         Address latest_offsets, Address latest, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const BlockTable t = table_from(table);
+        const py::gil_scoped_release release;
+        snapshot_moments(s, t, at<int64_t>(blocks), count, increments, delays,
+                         static_cast<Moments>(only_pairs), at<int64_t>(moment_offsets),
+                         at<double>(moments), at<int64_t>(latest_offsets), at<double>(latest),
+                         threads);
+      },
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"),
+      py::arg("increments"), py::arg("delays"), py::arg("only_pairs"), py::arg("moment_offsets"),
+      py::arg("moments"), py::arg("latest_offsets"), py::arg("latest"), py::arg("threads"));
+  m.def(
+      "operator_fit_moments",
+      [](Address moments, Address moment_offsets, Address latest, Address latest_offsets,
+         Address sizes, int64_t count, int64_t pairs, const py::tuple& options,
+         const py::tuple& arrays, int threads) {
+        const FitOptions o = options_from(options);
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        operator_fit_moments(at<double>(moments), at<int64_t>(moment_offsets), at<double>(latest),
+                             at<int64_t>(latest_offsets), at<int64_t>(sizes), count, pairs, o, a,
+                             threads);
+      },
+      py::arg("moments"), py::arg("moment_offsets"), py::arg("latest"), py::arg("latest_offsets"),
+      py::arg("sizes"), py::arg("count"), py::arg("pairs"), py::arg("options"), py::arg("arrays"),
+      py::arg("threads"));
+  m.def(
+      "operator_fit_primal",
+      [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
+         const py::tuple& options, const py::tuple& arrays, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const BlockTable t = table_from(table);
+        const FitOptions o = options_from(options);
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        operator_fit_primal(s, t, at<int64_t>(blocks), count, o, a, threads);
+      },
+      py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"),
+      py::arg("options"), py::arg("arrays"), py::arg("threads"));
+  m.def(
+      "operator_fit_grams",
+      [](Address grams, Address sizes, int64_t count, int64_t m_, const py::tuple& options,
+         const py::tuple& arrays, int threads) {
+        const FitOptions o = options_from(options);
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        operator_fit_grams(at<double>(grams), at<int64_t>(sizes), count, m_, o, a, threads);
+      },
+      py::arg("grams"), py::arg("sizes"), py::arg("count"), py::arg("m"), py::arg("options"),
+      py::arg("arrays"), py::arg("threads"));
+  m.def(
+      "operator_spectrum",
+      [](const py::tuple& arrays, int64_t count, int threads) {
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        operator_spectrum(a, count, threads);
+      },
+      py::arg("arrays"), py::arg("count"), py::arg("threads"));
+}
+
+void bind_single_weights(py::module_& m) {
+  m.def(
+      "single_weight_fit",
+      [](const py::tuple& snapshots, bool increments, double ridge, int unstable, Address squares,
+         Address factors, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const py::gil_scoped_release release;
+        single_weight_fit(s, increments, ridge, static_cast<Unstable>(unstable),
+                          at<double>(squares), at<double>(factors), threads);
+      },
+      py::arg("snapshots"), py::arg("increments"), py::arg("ridge"), py::arg("unstable"),
+      py::arg("squares"), py::arg("factors"), py::arg("threads"));
+  m.def(
+      "single_weight_predict",
+      [](const py::tuple& snapshots, bool increments, Address squares, Address factors,
+         Address horizons, int64_t n_horizons, Address out, int64_t out_stride, int threads) {
+        const SnapshotView s = snapshots_from(snapshots);
+        const py::gil_scoped_release release;
+        single_weight_predict(s, increments, at<double>(squares), at<double>(factors),
+                              at<double>(horizons), n_horizons, at<void>(out), out_stride, threads);
+      },
+      py::arg("snapshots"), py::arg("increments"), py::arg("squares"), py::arg("factors"),
+      py::arg("horizons"), py::arg("n_horizons"), py::arg("out"), py::arg("out_stride"),
+      py::arg("threads"));
+}
+
 // What was compiled, as text; an empty string where there is none.
 py::dict build_info() {
   py::dict info;
@@ -182,10 +279,14 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, m) {
   bind_snapshot_svd(m);
   bind_operator(m);
+  bind_moments(m);
+  bind_single_weights(m);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(instruction_set()); });
   m.attr("cuda_compiled") = KOOPFAST_CUDA_ENABLED != 0;
-  m.attr("__all__") =
-      py::list(py::make_tuple("build_info", "combine", "cuda_compiled", "gram_svd", "isa",
-                              "operator_fit", "operator_power", "snapshot_gram", "snapshot_qr"));
+  m.attr("__all__") = py::list(
+      py::make_tuple("build_info", "combine", "cuda_compiled", "gram_svd", "isa", "operator_fit",
+                     "operator_fit_grams", "operator_fit_moments", "operator_fit_primal",
+                     "operator_power", "operator_spectrum", "single_weight_fit",
+                     "single_weight_predict", "snapshot_gram", "snapshot_moments", "snapshot_qr"));
 }

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <complex>
 #include <limits>
 
 #include "choice.h"
 #include "hindcast.h"
 #include "motion.h"
+#include "operator_spectrum.h"
 #include "parallel.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
@@ -18,9 +18,6 @@ namespace koopfast {
 namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using ComplexRowMajor =
-    Eigen::Matrix<std::complex<double>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // A block's motion in coordinates (dual) or as it is (primal).
@@ -77,13 +74,9 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   double* sigma_out = out.singular_values + out.vector_offsets[i];
   std::fill_n(sigma_out, capacity, 0.0);
   out.rank[i] = 0;
-  out.diagonal[i] = 1;
+  out.spectrum[i] = static_cast<int32_t>(Spectrum::usable);
   out.hindcast_error[i] = out.trusted_horizon[i] = kNaN;
-
-  out.increments[i] = options.increments;
-  out.delays[i] = options.delays;
-  out.block_average[i] = options.block_average;
-  out.estimator[i] = static_cast<int32_t>(options.estimator);
+  note_options(options, out, i);
 
   const Motion motion = motion_of(s, table, b, form, coordinates, rows_of(options));
   if (!motion.steps.allFinite() || !motion.states.allFinite()) {
@@ -102,10 +95,7 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   }
   out.hindcast_error[i] = choice.error;
   out.trusted_horizon[i] = choice.trusted;
-  out.increments[i] = own.increments;
-  out.delays[i] = own.delays;
-  out.block_average[i] = own.block_average;
-  out.estimator[i] = static_cast<int32_t>(own.estimator);
+  note_options(own, out, i);
   const Reduced fit = reduce(h, shape, own, choice.rank);
   const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
   std::copy_n(fit.sigma.data(), shown, sigma_out);
@@ -114,29 +104,17 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
     out.status[i] = static_cast<int32_t>(BlockStatus::still);
     return;
   }
-  Matrix op = fit.op;
-  Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, own) : fit.image;
-  const Eigenbasis basis = options.unstable == Unstable::keep
-                               ? eigenbasis(op)
-                               : move_to_unit_disc(op, lift, options.unstable);
-  const int64_t at = out.vector_offsets[i], matrix_at = out.matrix_offsets[i];
-  const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
-  Eigen::Map<RowMajor>(out.operators + matrix_at, k, k) = op;
-  Eigen::Map<Vector>(out.start + at, k) = fit.start;
-  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
-  Eigen::Map<ComplexVector>(complex(out.eigenvalues + 2 * at), k) = basis.values;
-  if (basis.usable) {
-    Eigen::Map<ComplexRowMajor>(complex(out.eigenvectors + 2 * matrix_at), k, k) = basis.vectors;
-    Eigen::Map<ComplexVector>(complex(out.amplitudes + 2 * at), k) =
-        basis.inverse * fit.start.cast<std::complex<double>>();
-  }
+  const Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, own) : fit.image;
   if (own.block_average > 1) {
     const Vector start = start_of(motion, s.m, form, own.block_average);
     Eigen::Map<Vector>(out.origins + out.origin_offsets[i], start.size()) = start;
   }
   out.status[i] = static_cast<int32_t>(BlockStatus::ok);
   out.rank[i] = k;
-  out.diagonal[i] = basis.usable;
+  Eigen::Map<RowMajor>(out.operators + out.matrix_offsets[i], k, k) = fit.op;
+  Eigen::Map<Vector>(out.start + out.vector_offsets[i], k) = fit.start;
+  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
+  bound_spectrum(out, i, lift.rows(), options.unstable);
 }
 
 }  // namespace

@@ -65,6 +65,17 @@ struct FitOptions {
   bool accurate;  // SVD of F itself, else the eigendecomposition of its smaller Gram matrix
 };
 
+// What is known of a block's eigenbasis. Predictions at whole horizons need none: it is computed
+// where one is asked for (operator_spectrum), unless eigenvalues had to be moved.
+enum class Spectrum : int32_t {
+  pending = -1,
+  unusable = 0,  // eigenvalues alone: too badly conditioned a basis to compute with
+  usable = 1,
+  // The same, computed afterwards: whole horizons go on without it, and keep their bits.
+  later_unusable = 2,
+  later_usable = 3,
+};
+
 // Where each selected block's results go. Block i has room for rank capacity(i); with k its rank,
 // matrices are row-major and packed: operator (k, k), lift (rows, k), eigenvectors (k, k).
 struct OperatorArrays {
@@ -74,7 +85,7 @@ struct OperatorArrays {
   const int64_t* lift_offsets;    // (count,) into lifts
   int32_t* status;                // (count,) BlockStatus
   int64_t* rank;                  // (count,)
-  int32_t* diagonal;              // (count,) whether the eigenbasis is fit to compute with
+  int32_t* spectrum;              // (count,) Spectrum
   double* hindcast_error;         // (count,) NaN where none was made
   double* trusted_horizon;        // (count,) the same, in recorded intervals
   int32_t* increments;            // (count,) what was fitted, chosen or given: the observables,
@@ -92,6 +103,14 @@ struct OperatorArrays {
   double* amplitudes;    // complex, as pairs: eigenvectors^-1 z
 };
 
+// Notes what block i was fitted with.
+inline void note_options(const FitOptions& options, const OperatorArrays& out, int64_t i) {
+  out.increments[i] = options.increments;
+  out.delays[i] = options.delays;
+  out.block_average[i] = options.block_average;
+  out.estimator[i] = static_cast<int32_t>(options.estimator);
+}
+
 // Rows that a fit reads: both kinds where the observables are to be chosen.
 inline SnapshotRows rows_of(const FitOptions& options) {
   if (options.chosen & chosen_observables) return SnapshotRows::increments_and_last;
@@ -100,7 +119,8 @@ inline SnapshotRows rows_of(const FitOptions& options) {
 
 // Fits the selected blocks, all of one form. Dual blocks read `coordinates` (count, m, m) of
 // rows_of(options), as snapshot_gram + gram_svd or snapshot_qr leave them, and need no snapshots;
-// primal blocks read their columns of the snapshots.
+// primal blocks read their columns of the snapshots. See operator_lanes.h for the fast way to the
+// same results where nothing is to be chosen.
 void operator_fit(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
                   int64_t count, BlockForm form, const double* coordinates,
                   const FitOptions& options, const OperatorArrays& out, int threads);

@@ -6,8 +6,11 @@
 #include <cmath>
 #include <complex>
 #include <limits>
+#include <tuple>
 #include <vector>
 
+#include "lane_groups.h"
+#include "lane_kernels.h"
 #include "math/power_by_squaring.h"
 #include "math/spectral_factor.h"
 #include "motion.h"
@@ -35,7 +38,7 @@ class BlockPower {
  public:
   BlockPower(const FittedBlocks& fits, int64_t i)
       : increments_(fits.increments[i] != 0),
-        diagonal_(fits.diagonal[i] != 0),
+        spectrum_(static_cast<Spectrum>(fits.spectrum[i])),
         k_(static_cast<int>(fits.rank[i])),
         op_(fits.operators + fits.matrix_offsets[i], k_, k_),
         start_(fits.start + fits.vector_offsets[i], k_),
@@ -44,7 +47,10 @@ class BlockPower {
         amplitudes_(as_complex(fits.amplitudes + 2 * fits.vector_offsets[i]), k_) {}
 
   Vector operator()(double horizon) const {
-    return diagonal_ ? by_eigenbasis(horizon) : by_squaring(horizon);
+    if (spectrum_ == Spectrum::usable) return by_eigenbasis(horizon);
+    const bool whole = horizon == std::floor(horizon) && !std::isinf(horizon);
+    if (spectrum_ == Spectrum::later_usable && !whole) return by_eigenbasis(horizon);
+    return by_squaring(horizon);
   }
 
   // Between the last snapshot and one interval after it, a state has no power worth having: that of
@@ -68,13 +74,28 @@ class BlockPower {
     if (std::isinf(horizon)) return limit();
     const double low = std::floor(horizon);
     const uint64_t steps = static_cast<uint64_t>(increments_ ? low : low - 1);
-    Vector power(k_), sum(k_);
-    std::vector<double> work(2 * k_ * k_ + 3 * k_);
-    power_by_squaring(op_.data(), start_.data(), k_, steps, power.data(), sum.data(), work.data());
-    if (!increments_) sum = power;
-    if (horizon == low) return sum;
-    const Vector next = increments_ ? Vector(op_ * sum + start_) : Vector(op_ * power);
-    return sum + (horizon - low) * (next - sum);
+    const Vector power = squared(steps);
+    if (horizon == low) return power;
+    Vector next = op_ * power;
+    if (increments_) next += start_;
+    return power + (horizon - low) * (next - power);
+  }
+
+  // In the arithmetic of eight lanes, where others of its size are raised in it: the same bits.
+  Vector squared(uint64_t steps) const {
+    const int lanes = k_ <= kMostLaneOrder ? kLaneCount : 1;
+    LaneArray op(k_ * k_, lanes), start(k_, lanes), power(k_, lanes);
+    LaneArray work(2 * k_ * k_ + 2 * k_, lanes);
+    for (int i = 0; i < k_ * k_; ++i) op.at(i, 0) = op_.data()[i];
+    for (int i = 0; i < k_; ++i) start.at(i, 0) = start_(i);
+    if (lanes > 1)
+      lane_power(op.data(), start.data(), k_, &steps, 1, increments_, power.data(), work.data());
+    else
+      power_by_squaring(op.data(), start.data(), k_, &steps, 1, increments_, power.data(),
+                        work.data());
+    Vector out(k_);
+    for (int i = 0; i < k_; ++i) out(i) = power.at(i, 0);
+    return out;
   }
 
   Vector limit() const {
@@ -84,7 +105,8 @@ class BlockPower {
     return (Matrix::Identity(k_, k_) - op_).partialPivLu().solve(start_);
   }
 
-  bool increments_, diagonal_;
+  bool increments_;
+  Spectrum spectrum_;
   int k_;
   Eigen::Map<const RowMajor> op_;
   Eigen::Map<const Vector> start_;
@@ -93,41 +115,104 @@ class BlockPower {
   Eigen::Map<const ComplexVector> amplitudes_;
 };
 
+// Whether a block predicts these horizons by squaring alone, like its neighbours.
+bool by_squaring_alone(const FittedBlocks& fits, int64_t i, bool whole) {
+  const auto spectrum = static_cast<Spectrum>(fits.spectrum[i]);
+  return static_cast<BlockStatus>(fits.status[i]) == BlockStatus::ok && whole &&
+         fits.rank[i] <= kMostLaneOrder && spectrum != Spectrum::usable &&
+         fits.block_average[i] == 1;
+}
+
+void power_alone(const FittedBlocks& fits, int64_t i, int64_t rows, bool dual,
+                 const double* horizons, int64_t n_horizons, double* values, double* base) {
+  const auto status = static_cast<BlockStatus>(fits.status[i]);
+  const bool increments = fits.increments[i] != 0;
+  const BlockPower power(fits, i);
+  const Eigen::Map<const Vector> origin(fits.origins + fits.origin_offsets[i], rows);
+  const Eigen::Map<const RowMajor> lift(fits.lifts + fits.lift_offsets[i], rows, fits.rank[i]);
+  for (int64_t h = 0; h < n_horizons; ++h) {
+    Eigen::Map<Vector> out(values + h * rows, rows);
+    double horizon = horizons[h];
+    if (status != BlockStatus::ok || horizon == 0) {
+      out.setZero();
+      base[h] = status == BlockStatus::non_finite ? kNaN : 1.0;
+      continue;
+    }
+    horizon = in_groups(horizon, fits.block_average[i]);
+    // The share of what stands for now, w_last and the origin: all of it under increments, else
+    // only while interpolating from it.
+    double share_of_now = increments ? 1.0 : 0.0, share = 1.0;
+    if (power.interpolates_from_now(horizon)) {
+      share = horizon;
+      share_of_now = 1 - horizon;
+      horizon = 1;
+    }
+    out.noalias() = share * (lift * power(horizon));
+    // Coefficients of states stand for whole weights: what they sum to belongs to w_last.
+    base[h] = share_of_now + (dual && !increments ? out.sum() : 0.0);
+    if (fits.block_average[i] > 1) out += share_of_now * origin;
+  }
+}
+
+// Up to eight blocks of one rank and number of rows, at whole horizons.
+void power_together(const FittedBlocks& fits, const int64_t* blocks, int lanes, int64_t rows,
+                    bool dual, const double* horizons, int64_t n_horizons,
+                    const int64_t* value_offsets, double* values, double* base) {
+  const int k = static_cast<int>(fits.rank[blocks[0]]);
+  const bool increments = fits.increments[blocks[0]] != 0;
+  std::vector<uint64_t> exponents;
+  for (int64_t h = 0; h < n_horizons; ++h)
+    exponents.push_back(
+        static_cast<uint64_t>(horizons[h] - (increments || horizons[h] == 0 ? 0 : 1)));
+  LaneArray op(k * k), start(k), powers(n_horizons * k), work(2 * k * k + 2 * k);
+  for (int l = 0; l < lanes; ++l) {
+    const double* own = fits.operators + fits.matrix_offsets[blocks[l]];
+    for (int i = 0; i < k * k; ++i) op.at(i, l) = own[i];
+    for (int i = 0; i < k; ++i) start.at(i, l) = fits.start[fits.vector_offsets[blocks[l]] + i];
+  }
+  lane_power(op.data(), start.data(), k, exponents.data(), n_horizons, increments, powers.data(),
+             work.data());
+  Vector power(k);
+  for (int l = 0; l < lanes; ++l) {
+    const Eigen::Map<const RowMajor> lift(fits.lifts + fits.lift_offsets[blocks[l]], rows, k);
+    for (int64_t h = 0; h < n_horizons; ++h) {
+      Eigen::Map<Vector> out(values + value_offsets[blocks[l]] + h * rows, rows);
+      double& own_base = base[blocks[l] * n_horizons + h];
+      if (horizons[h] == 0) {
+        out.setZero();
+        own_base = 1;
+        continue;
+      }
+      for (int i = 0; i < k; ++i) power(i) = powers.at(h * k + i, l);
+      out.noalias() = lift * power;
+      own_base = increments ? 1.0 : dual ? out.sum() : 0.0;
+    }
+  }
+}
+
 }  // namespace
 
 void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t count, bool dual,
                     const double* horizons, int64_t n_horizons, const int64_t* value_offsets,
                     double* values, double* base, int threads) {
-  parallel_for(count, threads, [&](int64_t i) {
-    const int64_t rows = row_counts[i];
-    const auto status = static_cast<BlockStatus>(fits.status[i]);
-    const bool increments = fits.increments[i] != 0;
-    const BlockPower power(fits, i);
-    const Eigen::Map<const Vector> origin(fits.origins + fits.origin_offsets[i], rows);
-    const Eigen::Map<const RowMajor> lift(fits.lifts + fits.lift_offsets[i], rows, fits.rank[i]);
-    for (int64_t h = 0; h < n_horizons; ++h) {
-      Eigen::Map<Vector> out(values + value_offsets[i] + h * rows, rows);
-      double& own_base = base[i * n_horizons + h];
-      double horizon = horizons[h];
-      if (status != BlockStatus::ok || horizon == 0) {
-        out.setZero();
-        own_base = status == BlockStatus::non_finite ? kNaN : 1.0;
-        continue;
-      }
-      horizon = in_groups(horizon, fits.block_average[i]);
-      // The share of what stands for now, w_last and the origin: all of it under increments, else
-      // only while interpolating from it.
-      double share_of_now = increments ? 1.0 : 0.0, share = 1.0;
-      if (power.interpolates_from_now(horizon)) {
-        share = horizon;
-        share_of_now = 1 - horizon;
-        horizon = 1;
-      }
-      out.noalias() = share * (lift * power(horizon));
-      // Coefficients of states stand for whole weights: what they sum to belongs to w_last.
-      own_base = share_of_now + (dual && !increments ? out.sum() : 0.0);
-      if (fits.block_average[i] > 1) out += share_of_now * origin;
-    }
+  const bool whole = std::all_of(horizons, horizons + n_horizons,
+                                 [](double h) { return h == std::floor(h) && !std::isinf(h); });
+  // Blocks of one kind, rank and number of rows go eight at a time; rank 0 stands for alone.
+  const auto kind = [&](int64_t i) {
+    const bool together = by_squaring_alone(fits, i, whole);
+    return std::make_tuple(together ? fits.rank[i] : 0, together ? row_counts[i] : i,
+                           together && fits.increments[i] != 0);
+  };
+  const Groups groups = group_by(count, kind);
+  parallel_for(groups.count(), threads, [&](int64_t g) {
+    const int64_t* own = groups.order.data() + groups.first[g];
+    const int64_t rows = row_counts[own[0]];
+    if (std::get<0>(kind(own[0])) == 0)
+      power_alone(fits, own[0], rows, dual, horizons, n_horizons, values + value_offsets[own[0]],
+                  base + own[0] * n_horizons);
+    else
+      power_together(fits, own, static_cast<int>(groups.first[g + 1] - groups.first[g]), rows, dual,
+                     horizons, n_horizons, value_offsets, values, base);
   });
 }
 

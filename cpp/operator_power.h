@@ -16,7 +16,7 @@ struct FittedBlocks {
   const int64_t* lift_offsets;
   const int32_t* status;
   const int64_t* rank;
-  const int32_t* diagonal;
+  const int32_t* spectrum;
   const int32_t* increments;
   const int64_t* block_average;
   const int64_t* origin_offsets;
@@ -33,7 +33,8 @@ struct FittedBlocks {
 // allowed): `values`, at value_offsets[i] a row-major (horizons, rows) for block i, rows = m
 // snapshot coefficients (dual) or n_b weights (primal), and `base` (count, horizons), the weight
 // of the last snapshot. `combine` makes weights of them. A limit that does not exist is NaN. A
-// block of averaged snapshots starts at its origin, in the middle of the last group.
+// block of averaged snapshots starts at its origin, in the middle of the last group. A fractional
+// or infinite horizon, or an average, needs every eigenbasis (operator_spectrum).
 void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t count, bool dual,
                     const double* horizons, int64_t n_horizons, const int64_t* value_offsets,
                     double* values, double* base, int threads);

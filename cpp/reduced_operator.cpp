@@ -37,6 +37,8 @@ int64_t count_of_signal(const Vector& sigma, double beta) {
   return (sigma.array() > omega * median).count();
 }
 
+}  // namespace
+
 int64_t chosen_rank(const Vector& sigma, int64_t full_rows, int64_t columns,
                     const FitOptions& options, int64_t limit) {
   const int64_t above = count_above(sigma, options.tolerance, limit);
@@ -50,6 +52,8 @@ int64_t chosen_rank(const Vector& sigma, int64_t full_rows, int64_t columns,
   }
   return above;
 }
+
+namespace {
 
 // F = Q Sigma V^T: all singular values, and the singular vectors that were asked for.
 struct Factors {

@@ -26,6 +26,10 @@ struct Reduced {
   bool of_next;      // whether it is F'
 };
 
+// The rank k kept of the singular values of F, descending; F has `full_rows` rows of observables.
+int64_t chosen_rank(const Vector& sigma, int64_t full_rows, int64_t columns,
+                    const FitOptions& options, int64_t limit);
+
 // Fits h_{t+1} = U h_t over the columns of h, truncated to at most `limit` directions.
 Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
                const FitOptions& options, int64_t limit);

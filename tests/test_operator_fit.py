@@ -105,12 +105,15 @@ def test_noise_biases_least_squares_and_not_the_estimators_against_it(estimator,
     ],
     ids=lambda s: s.name,
 )
-def test_without_a_forward_backward_root_the_fit_is_least_squares(system, n):
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_forward_backward_root_the_fit_is_least_squares(method, system, n):
     snapshots = system.states(n, range(M))
-    options = {"observables": "state", "rank": system.order, "unstable": "keep"}
+    options = {"observables": "state", "rank": system.order, "unstable": "keep", "method": method}
     plain = KoopmanOperator.fit(snapshots, **options)
     both = KoopmanOperator.fit(snapshots, estimator="forward_backward", **options)
-    assert torch.equal(both.predict([1, 30]), plain.predict([1, 30]))
+    if method == "qr":  # the same arithmetic
+        assert torch.equal(both.predict([1, 30]), plain.predict([1, 30]))
+    assert relative_error(both.predict([1, 30]), plain.predict([1, 30])) < 1e-12
     assert_same_spectrum(both.eigenvalues, system.eigenvalues(), tolerance=1e-9)
 
 

@@ -3,62 +3,60 @@
 
 #include <cstdint>
 
-#include "host_device.h"
+#include "math/small_matrix.h"
 
-// Operator powers without an eigenbasis, for a row-major (k, k) matrix A.
+// Operator powers without an eigenbasis, for row-major (k, k) matrices A of V (math/pack.h).
 //   power:           y = A^e v
 //   geometric sum:   y = (I + A + ... + A^(e-1)) v,  from  S_(a+b) = S_a + A^a S_b
 // A defective or nearly defective operator loses no digits here that it would not lose by stepping.
 namespace koopfast {
 
-KF_HD inline void multiply_vector(const double* a, const double* x, int k, double* y) {
-  for (int i = 0; i < k; ++i) {
-    double sum = 0;
-    for (int j = 0; j < k; ++j) sum += a[i * k + j] * x[j];
-    y[i] = sum;
+// After how many squarings stepping with the square is cheaper than squaring on. A function of k
+// and e alone: what a horizon yields must not depend on the others asked for with it.
+KF_HD inline int squarings(int k, uint64_t exponent) {
+  int level = 0;
+  while (exponent >> 1 > static_cast<uint64_t>(k) + 1) {
+    ++level;
+    exponent >>= 1;
   }
+  return level;
 }
 
-KF_HD inline void square_matrix(const double* a, int k, double* out) {
-  for (int i = 0; i < k; ++i) {
-    for (int j = 0; j < k; ++j) out[i * k + j] = 0;
-    for (int l = 0; l < k; ++l) {
-      const double factor = a[i * k + l];
-      for (int j = 0; j < k; ++j) out[i * k + j] += factor * a[l * k + j];
-    }
+// Writes A^e v (or, with `sums`, S_e v) for each of `count` exponents, (count, k). All share their
+// squares. `work` holds 2 k*k + 2 k values.
+template <typename V>
+KF_INLINE void power_by_squaring(const V* a, const V* v, int k, const uint64_t* exponents,
+                                 int64_t count, bool sums, V* out, V* work) {
+  V *square = work, *next = work + k * k, *partial = next + k * k, *image = partial + k;
+  int levels = 0;
+  for (int64_t h = 0; h < count; ++h) {
+    for (int i = 0; i < k; ++i) out[h * k + i] = sums ? V{} : v[i];
+    const int own = squarings(k, exponents[h]);
+    levels = own > levels ? own : levels;
   }
-}
-
-// Doubles a pair (A^e, S_e v) in place; `scratch` holds k*k + k numbers.
-KF_HD inline void double_step(double* a, double* partial, int k, double* scratch) {
-  double* image = scratch + k * k;
-  multiply_vector(a, partial, k, image);
-  for (int i = 0; i < k; ++i) partial[i] += image[i];
-  square_matrix(a, k, scratch);
-  for (int i = 0; i < k * k; ++i) a[i] = scratch[i];
-}
-
-// Writes A^e v to `power` and S_e v to `sum`. `work` holds 2 k*k + 3 k numbers.
-KF_HD inline void power_by_squaring(const double* a, const double* v, int k, uint64_t exponent,
-                                    double* power, double* sum, double* work) {
-  double* square = work;
-  double* partial = square + k * k;
-  double* image = partial + k;
-  double* scratch = image + k;
   for (int i = 0; i < k * k; ++i) square[i] = a[i];
-  for (int i = 0; i < k; ++i) {
-    partial[i] = v[i];
-    power[i] = v[i];
-    sum[i] = 0;
-  }
-  for (; exponent != 0; exponent >>= 1) {
-    if (exponent & 1u) {
-      multiply_vector(square, power, k, image);
-      for (int i = 0; i < k; ++i) power[i] = image[i];
-      multiply_vector(square, sum, k, image);
-      for (int i = 0; i < k; ++i) sum[i] = partial[i] + image[i];
+  for (int i = 0; i < k; ++i) partial[i] = sums ? v[i] : V{};
+  // At each level `square` is A^(2^level) and `partial` S_(2^level) v.
+  for (int level = 0;; ++level) {
+    for (int64_t h = 0; h < count; ++h) {
+      const int own = squarings(k, exponents[h]);
+      if (level > own) continue;
+      const uint64_t left = exponents[h] >> level;
+      for (uint64_t step = level < own ? left & 1u : left; step > 0; --step) {
+        V* y = out + h * k;
+        multiply_vector(square, k, y, k, k, image);
+        for (int i = 0; i < k; ++i) y[i] = partial[i] + image[i];
+      }
     }
-    if (exponent > 1) double_step(square, partial, k, scratch);
+    if (level == levels) return;
+    if (sums) {
+      multiply_vector(square, k, partial, k, k, image);
+      for (int i = 0; i < k; ++i) partial[i] += image[i];
+    }
+    multiply(square, square, k, k, k, next);
+    V* const last = square;
+    square = next;
+    next = last;
   }
 }
 

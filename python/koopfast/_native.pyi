@@ -9,8 +9,15 @@ __all__ = [
     "gram_svd",
     "isa",
     "operator_fit",
+    "operator_fit_grams",
+    "operator_fit_moments",
+    "operator_fit_primal",
     "operator_power",
+    "operator_spectrum",
+    "single_weight_fit",
+    "single_weight_predict",
     "snapshot_gram",
+    "snapshot_moments",
     "snapshot_qr",
 ]
 
@@ -18,6 +25,8 @@ cuda_compiled: bool
 
 # (address, dtype code, m, n, row stride), as SnapshotView of tensor_view.h
 _View: TypeAlias = tuple[int, int, int, int, int]
+# As FitOptions of operator_fit.h
+_Options: TypeAlias = tuple[bool, int, int, int, int, float, float, float, int, int, bool]
 
 def build_info() -> dict[str, str]: ...
 def isa() -> str: ...
@@ -52,8 +61,73 @@ def operator_fit(
     count: int,
     dual: bool,
     coordinates: int,
-    options: tuple[bool, int, int, int, int, float, float, float, int, int, bool],
+    options: _Options,
     arrays: tuple[int, ...],
+    threads: int,
+) -> None: ...
+def snapshot_moments(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    increments: bool,
+    delays: int,
+    only_pairs: bool,
+    moment_offsets: int,
+    moments: int,
+    latest_offsets: int,
+    latest: int,
+    threads: int,
+) -> None: ...
+def operator_fit_moments(
+    moments: int,
+    moment_offsets: int,
+    latest: int,
+    latest_offsets: int,
+    sizes: int,
+    count: int,
+    pairs: int,
+    options: _Options,
+    arrays: tuple[int, ...],
+    threads: int,
+) -> None: ...
+def operator_fit_primal(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    options: _Options,
+    arrays: tuple[int, ...],
+    threads: int,
+) -> None: ...
+def operator_fit_grams(
+    grams: int,
+    sizes: int,
+    count: int,
+    m: int,
+    options: _Options,
+    arrays: tuple[int, ...],
+    threads: int,
+) -> None: ...
+def operator_spectrum(arrays: tuple[int, ...], count: int, threads: int) -> None: ...
+def single_weight_fit(
+    snapshots: _View,
+    increments: bool,
+    ridge: float,
+    unstable: int,
+    squares: int,
+    factors: int,
+    threads: int,
+) -> None: ...
+def single_weight_predict(
+    snapshots: _View,
+    increments: bool,
+    squares: int,
+    factors: int,
+    horizons: int,
+    n_horizons: int,
+    out: int,
+    out_stride: int,
     threads: int,
 ) -> None: ...
 def operator_power(

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,9 +39,13 @@ _ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
 # The most delays, and the highest rank, that a hindcast tries.
 _MOST_DELAYS, _MOST_RANK = 8, 64
 # Unstable of operator_fit.h.
-_UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
+UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
+# Spectrum of operator_fit.h.
+_PENDING, USABLE_SPECTRUM = -1, 1
+# The most snapshots whose Gram matrices are fitted eight at a time.
+_MOST_LANE_ORDER = 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
 # passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
@@ -73,6 +78,11 @@ def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
     return most.clamp(max=_MOST_RANK) if options.chosen and options.rank == "auto" else most
 
 
+def estimator_code(options: FitOptions) -> int:
+    """Estimator of operator_fit.h; what is to be chosen counts as least squares."""
+    return 1 if options.symmetric else _ESTIMATORS.get(options.estimator, 0)
+
+
 def packed_options(
     options: FitOptions,
 ) -> tuple[bool, int, int, int, int, float, float, float, int, int, bool]:
@@ -90,8 +100,8 @@ def packed_options(
         energy,
         DEFAULT_TOLERANCE[options.method] if cut is None else cut,
         options.ridge,
-        1 if options.symmetric else _ESTIMATORS.get(options.estimator, 0),
-        _UNSTABLE[options.unstable],
+        estimator_code(options),
+        UNSTABLE[options.unstable],
         options.method == "qr",
     )
 
@@ -124,7 +134,7 @@ class FittedBlocks:
     lift_offsets: Tensor  # int64 (n_blocks,)
     status: Tensor  # int32 (n_blocks,)
     rank: Tensor  # int64 (n_blocks,)
-    diagonal: Tensor  # int32 (n_blocks,)
+    spectrum: Tensor  # int32 (n_blocks,): Spectrum of operator_fit.h
     hindcast_error: Tensor  # float64 (n_blocks,)
     trusted_horizon: Tensor  # float64 (n_blocks,)
     increments: Tensor  # int32 (n_blocks,): whether these were observed, not states
@@ -146,7 +156,7 @@ class FittedBlocks:
     _RESULTS = (
         "status",
         "rank",
-        "diagonal",
+        "spectrum",
         "hindcast_error",
         "trusted_horizon",
         "increments",
@@ -172,6 +182,31 @@ class FittedBlocks:
         addresses = [own[name].data_ptr() for name in names]
         addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
         return own, tuple(addresses)
+
+    @cached_property
+    def with_spectrum(self) -> FittedBlocks:
+        """The same with every block's eigenvalues, eigenvectors and amplitudes.
+
+        A fit leaves out those that no prediction at whole horizons needs.
+        """
+        if not bool((self.spectrum == _PENDING).any()):
+            return self
+        copied = ("spectrum", "eigenvalues", "eigenvectors", "amplitudes")
+        whole = dataclasses.replace(self, **{name: getattr(self, name).clone() for name in copied})
+        everything = torch.arange(len(self.rank))
+        own, addresses = whole.selected(everything)
+        _native.operator_spectrum(addresses, len(everything), torch.get_num_threads())
+        whole.spectrum.copy_(own["spectrum"])
+        return whole
+
+    def has_eigenbasis(self, block: int) -> bool:
+        """Whether a block's eigenvectors (see :attr:`with_spectrum`) are fit to compute with."""
+        return int(self.spectrum[block]) in (1, 3)
+
+    def keep(self, blocks: Tensor, own: dict[str, Tensor]) -> None:
+        """Take over what native code wrote to the arrays of :meth:`selected`."""
+        for name in self._RESULTS:
+            getattr(self, name)[blocks] = own[name]
 
     def repacked(self) -> FittedBlocks:
         """The same without the room that ranks below their capacity left, where that is much."""
@@ -253,7 +288,7 @@ def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
     return tensor if usable else tensor.contiguous()
 
 
-def _view(snapshots: Tensor) -> tuple[int, int, int, int, int]:
+def view(snapshots: Tensor) -> tuple[int, int, int, int, int]:
     m, n = snapshots.shape
     return snapshots.data_ptr(), _DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
 
@@ -287,7 +322,7 @@ def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows:
     arrays, own = table.to(device), blocks.to(device)
     with _current(device):
         _native.snapshot_gram(
-            _view(snapshots),
+            view(snapshots),
             _addresses(arrays),
             own.data_ptr(),
             len(blocks),
@@ -336,7 +371,7 @@ def snapshot_svd(
     host, arrays = snapshots.cpu(), table.to(torch.device("cpu"))
     coordinates = torch.empty((count, m, m), dtype=torch.float64)
     _native.snapshot_qr(
-        _view(host),
+        view(host),
         _addresses(arrays),
         blocks.data_ptr(),
         count,
@@ -369,7 +404,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         lift_offsets=_starts(rows * capacity),
         status=torch.empty(count, dtype=torch.int32),
         rank=torch.zeros(count, dtype=torch.int64),
-        diagonal=torch.empty(count, dtype=torch.int32),
+        spectrum=torch.empty(count, dtype=torch.int32),
         hindcast_error=torch.empty(count, dtype=real),
         trusted_horizon=torch.empty(count, dtype=real),
         increments=torch.empty(count, dtype=torch.int32),
@@ -391,18 +426,75 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     in_place = options.method == "gram" and _native_device(snapshots) is not None
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
     source = snapshots if in_place else host
-    # Coordinates of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
+    # Gram matrices of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
     batch = max(1, _PASS_BYTES // (8 * m * m))
     dual_blocks = torch.nonzero(dual).flatten()
+    by_moments = _fits_from_moments(options)
     # (Splitting nothing gives one empty batch: no launch is to see it.)
     for blocks in torch.split(dual_blocks, batch) if len(dual_blocks) > 0 else ():
+        if by_moments and m <= _MOST_LANE_ORDER:
+            grams = snapshot_gram(source, table, blocks, rows=_rows_of(options)).cpu()
+            _fit_grams(grams, table, blocks, options, fitted)
+            continue
         _, coordinates = snapshot_svd(
             source, table, blocks, rows=_rows_of(options), method=options.method
         )
         _fit_blocks(source, table, blocks, True, coordinates, options, fitted)
-    primal = torch.nonzero(~dual).flatten()
-    _fit_blocks(host, table, primal, False, torch.empty(0, dtype=real), options, fitted)
+    # Moments are the smaller form where there are as many pairs as stacked weights.
+    small = torch.zeros_like(dual)
+    if by_moments and options.delays != "auto":
+        small = ~dual & (table.sizes * options.delays <= m - options.least_snapshots + 1)
+    _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
+    others = torch.nonzero(~dual & ~small).flatten()
+    _fit_blocks(host, table, others, False, torch.empty(0, dtype=real), options, fitted)
     return fitted.repacked()
+
+
+def _fits_from_moments(options: FitOptions) -> bool:
+    """Whether second moments are enough: `fits_from_moments` of operator_lanes.h."""
+    return (
+        options.method == "gram"
+        and not options.chosen
+        and options.block_average == 1
+        and options.rank != "auto"
+        and options.estimator == "least_squares"
+    )
+
+
+def _fit_grams(
+    grams: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
+) -> None:
+    """Fit dual blocks from their Gram matrices (len(blocks), m, m)."""
+    own, addresses = fitted.selected(blocks)
+    sizes = table.sizes[blocks]
+    _native.operator_fit_grams(
+        grams.data_ptr(),
+        sizes.data_ptr(),
+        len(blocks),
+        grams.shape[1],
+        packed_options(options),
+        addresses,
+        torch.get_num_threads(),
+    )
+    fitted.keep(blocks, own)
+
+
+def _fit_primal(
+    host: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
+) -> None:
+    """Fit some primal blocks (maybe none) from the second moments of their snapshots."""
+    arrays = table.to(torch.device("cpu"))
+    own, addresses = fitted.selected(blocks)
+    _native.operator_fit_primal(
+        view(host),
+        _addresses(arrays),
+        blocks.data_ptr(),
+        len(blocks),
+        packed_options(options),
+        addresses,
+        torch.get_num_threads(),
+    )
+    fitted.keep(blocks, own)
 
 
 def _fit_blocks(
@@ -418,7 +510,7 @@ def _fit_blocks(
     arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit(
-        _view(source),
+        view(source),
         _addresses(arrays),
         blocks.data_ptr(),
         len(blocks),
@@ -428,8 +520,7 @@ def _fit_blocks(
         addresses,
         _threads(),
     )
-    for name in FittedBlocks._RESULTS:
-        getattr(fitted, name)[blocks] = own[name]
+    fitted.keep(blocks, own)
 
 
 def operator_power(
@@ -473,6 +564,9 @@ def predict(
         predict(snapshots.cpu(), table, fitted, horizons, host)
         out.copy_(host)
         return
+    # Infinity is no integer; the mean of a group lies between its snapshots.
+    if not all(h.is_integer() for h in horizons) or bool((fitted.block_average > 1).any()):
+        fitted = fitted.with_spectrum
     step = max(1, _PASS_BYTES // (8 * out.shape[1]))
     for first in range(0, len(horizons), step):
         some = torch.tensor(horizons[first : first + step], dtype=torch.float64)
@@ -498,7 +592,7 @@ def _combine(
     values, value_offsets, base = (t.to(device) for t in powers)
     with _current(device):
         _native.combine(
-            _view(snapshots),
+            view(snapshots),
             _addresses(arrays),
             own.data_ptr(),
             len(blocks),

@@ -17,7 +17,7 @@ def amplitudes(fitted: FittedBlocks, block: int) -> Tensor:
     """W^-1 z, (k,) complex128; NaN where the block has no well-conditioned eigenbasis."""
     k, start = int(fitted.rank[block]), int(fitted.vector_offsets[block])
     own = fitted.amplitudes[start : start + k]
-    return own.clone() if fitted.diagonal[block] else torch.full_like(own, torch.nan)
+    return own.clone() if fitted.has_eigenbasis(block) else torch.full_like(own, torch.nan)
 
 
 def modes(fitted: FittedBlocks, block: int) -> Tensor:
@@ -25,7 +25,7 @@ def modes(fitted: FittedBlocks, block: int) -> Tensor:
     k, rows = int(fitted.rank[block]), int(fitted.rows[block])
     at, lift_at = int(fitted.matrix_offsets[block]), int(fitted.lift_offsets[block])
     vectors = fitted.eigenvectors[at : at + k * k].reshape(k, k)
-    if not fitted.diagonal[block]:
+    if not fitted.has_eigenbasis(block):
         vectors = torch.full_like(vectors, torch.nan)
     lift = fitted.lifts[lift_at : lift_at + rows * k].reshape(rows, k)
     return lift.to(vectors.dtype) @ vectors

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _ops, _spectrum
+from koopfast import _ops, _single_weights, _spectrum
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
+from koopfast._single_weights import SingleWeights
 from koopfast.errors import ConfigError
 from koopfast.partition import Partition
 
@@ -56,17 +57,6 @@ class KoopmanOperator:
         m: snapshots in the window.
         n: weights.
         observables: "state", "increments", or "auto" as asked for; see :meth:`chosen`.
-        status: int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do
-            not move, or no operator predicts them better than standing still), 2 a snapshot of
-            the block is not finite, or so large that its square overflows.
-        rank: int64, (n_blocks,).
-        hindcast_error: float64, (n_blocks,): relative error of the displacement predicted for the
-            window's last third from its first two; 1 where standing still did best, NaN where no
-            hindcast was made (nothing is "auto", or the window is too short to split).
-        trusted_horizon: float64, (n_blocks,): recorded intervals up to which, in that hindcast,
-            the predicted displacement was wrong by at most half of the true one at every single
-            interval; at most as many as were predicted, 0 where not even the first, NaN where no
-            hindcast was made.
     """
 
     def __init__(
@@ -79,12 +69,42 @@ class KoopmanOperator:
         self.observables = options.observables
         self.m, self.n = snapshots.shape
         self._snapshots = snapshots
-        self._table = _ops.BlockTable(partition)
-        self._fitted = _ops.operator_fit(snapshots, self._table, options)
-        self.status = self._fitted.status
-        self.rank = self._fitted.rank
-        self.hindcast_error = self._fitted.hindcast_error
-        self.trusted_horizon = self._fitted.trusted_horizon
+        self._fit: SingleWeights | _ops.FittedBlocks
+        if _single_weights.fits(snapshots, partition, options):
+            self._fit = SingleWeights.fit(snapshots, partition, options)
+        else:
+            self._table = _ops.BlockTable(partition)
+            self._fit = _ops.operator_fit(snapshots, self._table, options)
+
+    @property
+    def status(self) -> Tensor:
+        """int32, (n_blocks,): 0 fitted, 1 still (nothing to predict: the block's weights do not
+        move, or no operator predicts them better than standing still), 2 a snapshot of the block
+        is not finite, or so large that its square overflows."""
+        return self._fit.status
+
+    @property
+    def rank(self) -> Tensor:
+        """int64, (n_blocks,)."""
+        return self._fit.rank
+
+    @property
+    def hindcast_error(self) -> Tensor:
+        """float64, (n_blocks,): relative error of the displacement predicted for the window's last
+        third from its first two; 1 where standing still did best, NaN where no hindcast was made
+        (nothing is "auto", or the window is too short to split)."""
+        return self._fit.hindcast_error
+
+    @property
+    def trusted_horizon(self) -> Tensor:
+        """float64, (n_blocks,): recorded intervals up to which, in that hindcast, the predicted
+        displacement was wrong by at most half of the true one at every single interval; at most
+        as many as were predicted, 0 where not even the first, NaN where no hindcast was made."""
+        return self._fit.trusted_horizon
+
+    @property
+    def _fitted(self) -> _ops.FittedBlocks:
+        return self._fit.blocks if isinstance(self._fit, SingleWeights) else self._fit
 
     @classmethod
     def fit(
@@ -258,7 +278,10 @@ class KoopmanOperator:
             raise ConfigError("out: expected a plain tensor; pass out.detach() or a new one")
         elif out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr():
             raise ConfigError("out: it shares its memory with the snapshots; pass a new tensor")
-        _ops.predict(like, self._table, self._fitted, wanted, out)
+        if isinstance(self._fit, SingleWeights):
+            self._fit.predict(wanted, out)
+        else:
+            _ops.predict(like, self._table, self._fit, wanted, out)
         return out
 
     @property
@@ -311,13 +334,13 @@ class KoopmanOperator:
         They are per recorded interval, or per group of ``block_average`` of them, after clipping
         where asked for.
         """
-        fitted = self._fitted
+        fitted = self._fitted.with_spectrum
         return fitted.eigenvalues[_ops.ragged(fitted.vector_offsets, self.rank)]
 
     def eigenvalues_of(self, block: int) -> Tensor:
         """Eigenvalues of one block, (rank,) complex128."""
         start = int(self._fitted.vector_offsets[block])
-        return self._fitted.eigenvalues[start : start + int(self.rank[block])]
+        return self._fitted.with_spectrum.eigenvalues[start : start + int(self.rank[block])]
 
     @property
     def singular_values(self) -> Tensor:
@@ -348,7 +371,7 @@ class KoopmanOperator:
                 snapshots are to be summed; reading no snapshot, that costs nothing of their size.
                 A smaller block keeps weights, and gives them in either case.
         """
-        own = _spectrum.modes(self._fitted, block)
+        own = _spectrum.modes(self._fitted.with_spectrum, block)
         if not expand or not self._fitted.dual[block]:
             return own
         return _spectrum.expanded(own, self._snapshots, self.partition.block(block))
@@ -358,7 +381,7 @@ class KoopmanOperator:
 
         NaN where the block has no well-conditioned eigenbasis. See :meth:`modes_of`.
         """
-        return _spectrum.amplitudes(self._fitted, block)
+        return _spectrum.amplitudes(self._fitted.with_spectrum, block)
 
     def time_constants_of(self, block: int) -> Tensor:
         """Recorded intervals in which each mode falls to 1/e, -1 / log |lambda|, (rank,) float64.

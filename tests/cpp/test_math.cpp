@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Host checks of the maths that CPU and CUDA share (cpp/math, cpp/block_table.h): every float16 and
 // bfloat16, spectral factors against long double sums, squaring against stepping.
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <cstdio>
 #include <vector>
 
 #include "block_table.h"
+#include "math/cholesky.h"
 #include "math/power_by_squaring.h"
 #include "math/scalar.h"
 #include "math/spectral_factor.h"
+#include "math/stability.h"
+#include "math/symmetric_eigen.h"
 
 namespace {
 
@@ -98,20 +102,142 @@ void check_spectral_factors() {
 void check_squaring() {
   const int k = 3;
   const double a[] = {0.9, 1.0, 0.0, 0.0, 0.9, 0.2, 0.1, 0.0, -0.5}, v[] = {1.0, -2.0, 0.5};
-  for (const uint64_t exponent : {0, 1, 2, 3, 7, 64, 100}) {
-    std::vector<double> y(v, v + k), total(k, 0.0), image(k), power(k), sum(k);
-    for (uint64_t t = 0; t < exponent; ++t) {
+  const std::vector<uint64_t> exponents{0, 1, 2, 3, 7, 64, 100, 1000};
+  std::vector<double> power(exponents.size() * k), sum(power), work(2 * k * k + 2 * k);
+  const auto count = static_cast<int64_t>(exponents.size());
+  power_by_squaring(a, v, k, exponents.data(), count, false, power.data(), work.data());
+  power_by_squaring(a, v, k, exponents.data(), count, true, sum.data(), work.data());
+  for (size_t h = 0; h < exponents.size(); ++h) {
+    std::vector<double> y(v, v + k), total(k, 0.0), image(k), alone(k);
+    for (uint64_t t = 0; t < exponents[h]; ++t) {
       for (int i = 0; i < k; ++i) total[i] += y[i];
-      multiply_vector(a, y.data(), k, image.data());
+      multiply_vector(a, k, y.data(), k, k, image.data());
       y = image;
     }
-    std::vector<double> work(2 * k * k + 3 * k);
-    power_by_squaring(a, v, k, exponent, power.data(), sum.data(), work.data());
+    power_by_squaring(a, v, k, &exponents[h], 1, true, alone.data(), work.data());
     for (int i = 0; i < k; ++i) {
-      expect(std::abs(power[i] - y[i]) < 1e-12, "power by squaring");
-      expect(std::abs(sum[i] - total[i]) < 1e-11, "geometric sum by squaring");
+      const double size = std::max({1.0, std::abs(y[i]), 0.1 * std::abs(total[i])});
+      expect(std::abs(power[h * k + i] - y[i]) < 1e-12 * size, "power by squaring");
+      expect(std::abs(sum[h * k + i] - total[i]) < 1e-11 * size, "geometric sum by squaring");
+      expect(alone[i] == sum[h * k + i], "a horizon alone gives the same bits");
     }
   }
+}
+
+double uniform(uint64_t& state) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<double>(state >> 11) * 0x1p-53 - 0.5;
+}
+
+double lane_of(double value, int) { return value; }
+double lane_of(const Pack& value, int lane) { return value[lane]; }
+void set_lane(double& value, int, double to) { value = to; }
+void set_lane(Pack& value, int lane, double to) { value[lane] = to; }
+bool lane_of(bool mask, int) { return mask; }
+bool lane_of(const PackMask& mask, int lane) { return mask[lane] != 0; }
+
+// Symmetric matrices that are hard in different ways, a kind a lane.
+std::vector<double> hard_matrix(int n, int kind, uint64_t& state) {
+  std::vector<double> a(n * n, 0.0);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j <= i; ++j) {
+      double value = uniform(state);                                  // 0: in general position
+      if (kind == 1) value = i == j ? 1.0 : 0.0;                      // the identity
+      if (kind == 2) value = 0.0;                                     // nothing
+      if (kind == 3) value = i == j ? std::pow(10.0, -2.0 * i) : 0;   // graded
+      if (kind == 4) value = 1.0;                                     // of rank one
+      if (kind == 5) value = i - j == 1 ? 1.0 : 0.0;                  // no diagonal
+      if (kind == 6) value = (i < n / 2) == (j < n / 2) ? value : 0;  // two blocks
+      if (kind == 7) value *= std::pow(10.0, -1.0 * (i + j));         // graded and full
+      a[i * n + j] = a[j * n + i] = value;
+    }
+  return a;
+}
+
+template <typename V>
+void check_eigen(int n, int lanes) {
+  uint64_t state = 1;
+  std::vector<std::vector<double>> matrices;
+  V a[32 * 32], values[32], vectors[32 * 32], work[64];
+  for (int l = 0; l < lanes; ++l) {
+    matrices.push_back(hard_matrix(n, (l + n) % 8, state));
+    for (int i = 0; i < n * n; ++i) set_lane(a[i], l, matrices[l][i]);
+  }
+  const auto converged = symmetric_eigen(a, n, values, vectors, work);
+  for (int l = 0; l < lanes; ++l) {
+    expect(lane_of(converged, l), "eigenvalues converge");
+    double residual = 0, skew = 0;
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) {
+        double image = 0, product = i == j ? -1.0 : 0.0;
+        for (int k = 0; k < n; ++k) {
+          image += matrices[l][j * n + k] * lane_of(vectors[i * n + k], l);
+          product += lane_of(vectors[i * n + k], l) * lane_of(vectors[j * n + k], l);
+        }
+        image -= lane_of(values[i], l) * lane_of(vectors[i * n + j], l);
+        residual = std::max(residual, std::abs(image));
+        skew = std::max(skew, std::abs(product));
+      }
+    expect(residual < 1e-14 * n, "A w = lambda w");
+    expect(skew < 1e-14 * n, "eigenvectors are orthonormal");
+  }
+}
+
+void check_inverse() {
+  const int n = 7;
+  uint64_t state = 3;
+  Pack g[n * n], out[n * n], work[n * n];
+  std::vector<std::vector<double>> matrices;
+  for (int l = 0; l < kLanes; ++l) {
+    std::vector<double> x(2 * n * n), own(n * n, l == 5 ? NAN : 0.0);  // one lane is not finite
+    for (double& value : x) value = uniform(state);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j)
+        for (int k = 0; k < (l == 3 ? n - 2 : 2 * n); ++k)  // and one is singular
+          own[i * n + j] += x[i * 2 * n + k] * x[j * 2 * n + k];
+    matrices.push_back(own);
+    for (int i = 0; i < n * n; ++i) g[i][l] = own[i];
+  }
+  const Pack condition = invert_definite(g, n, out, work);
+  for (int l = 0; l < kLanes; ++l) {
+    if (l == 3 || l == 5) {
+      expect(!(condition[l] < 1e12), "no inverse");
+      continue;
+    }
+    double error = 0;
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) {
+        double product = i == j ? -1.0 : 0.0;
+        for (int k = 0; k < n; ++k) product += matrices[l][i * n + k] * out[k * n + j][l];
+        error = std::max(error, std::abs(product));
+      }
+    expect(error < 1e-15 * n * condition[l], "an inverse");
+  }
+}
+
+void check_products_and_stability() {
+  uint64_t state = 7;
+  for (const int rows : {1, 3, 4, 5, 9})
+    for (const int columns : {1, 2, 4, 7}) {
+      const int inner = rows + 1;
+      std::vector<double> a(rows * inner), b(inner * columns), out(rows * columns);
+      for (double& value : a) value = uniform(state);
+      for (double& value : b) value = uniform(state);
+      multiply(a.data(), b.data(), rows, inner, columns, out.data());
+      for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j) {
+          double sum = 0;
+          for (int k = 0; k < inner; ++k) sum += a[i * inner + k] * b[k * columns + j];
+          expect(std::abs(sum - out[i * columns + j]) < 1e-15 * inner, "a product");
+        }
+    }
+  // A growing first step, but no growing mode; a rotation, of which norms cannot tell; growth.
+  const double lanes[3][4] = {{0.9, 5, 0, 0.9}, {0, 1, -1, 0}, {1.1, 0, 0, 0.1}};
+  Pack a[4]{}, work[8];
+  for (int l = 0; l < 3; ++l)
+    for (int i = 0; i < 4; ++i) a[i][l] = lanes[l][i];
+  const PackMask stable = certainly_stable(a, 2, work);
+  expect(stable[0] && !stable[1] && !stable[2] && stable[3], "certainly stable");
 }
 
 void check_block_table() {
@@ -137,6 +263,12 @@ int main() {
   check_half<Bfloat16>(8, 7, "bfloat16");
   check_spectral_factors();
   check_squaring();
+  for (const int n : {1, 2, 3, 4, 5, 11, 20, 31}) {
+    check_eigen<double>(n, 1);
+    check_eigen<Pack>(n, kLanes);
+  }
+  check_inverse();
+  check_products_and_stability();
   check_block_table();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "operator_spectrum.h"
+
+#include <complex>
+#include <vector>
+
+#include "lane_kernels.h"
+#include "math/stability.h"
+#include "parallel.h"
+#include "reduced_operator.h"
+
+namespace koopfast {
+namespace {
+
+using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using ComplexRowMajor =
+    Eigen::Matrix<std::complex<double>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+void store_basis(const OperatorArrays& out, int64_t i, const Eigenbasis& basis) {
+  const int64_t k = out.rank[i], at = out.vector_offsets[i];
+  const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
+  const Eigen::Map<const Vector> start(out.start + at, k);
+  Eigen::Map<ComplexVector>(complex(out.eigenvalues + 2 * at), k) = basis.values;
+  if (!basis.usable) return;
+  Eigen::Map<ComplexRowMajor>(complex(out.eigenvectors + 2 * out.matrix_offsets[i]), k, k) =
+      basis.vectors;
+  Eigen::Map<ComplexVector>(complex(out.amplitudes + 2 * at), k) =
+      basis.inverse * start.cast<std::complex<double>>();
+}
+
+}  // namespace
+
+void bound_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable) {
+  const int64_t k = out.rank[i];
+  const double* op = out.operators + out.matrix_offsets[i];
+  bool pending = k <= kMostLaneOrder;  // larger ones predict by their eigenbasis
+  if (pending && unstable != Unstable::keep) {
+    std::vector<double> work(2 * k * k);
+    pending = certainly_stable(op, static_cast<int>(k), work.data());
+  }
+  if (pending)
+    out.spectrum[i] = static_cast<int32_t>(Spectrum::pending);
+  else
+    move_spectrum(out, i, rows, unstable);
+}
+
+void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable) {
+  const int64_t k = out.rank[i];
+  Eigen::Map<RowMajor> stored_op(out.operators + out.matrix_offsets[i], k, k);
+  Eigen::Map<RowMajor> stored_lift(out.lifts + out.lift_offsets[i], rows, k);
+  Matrix op = stored_op, lift = stored_lift;
+  const Eigenbasis basis =
+      unstable == Unstable::keep ? eigenbasis(op) : move_to_unit_disc(op, lift, unstable);
+  stored_op = op;
+  stored_lift = lift;
+  store_basis(out, i, basis);
+  out.spectrum[i] = static_cast<int32_t>(basis.usable ? Spectrum::usable : Spectrum::unusable);
+}
+
+void operator_spectrum(const OperatorArrays& out, int64_t count, int threads) {
+  parallel_for(count, threads, [&](int64_t i) {
+    if (static_cast<Spectrum>(out.spectrum[i]) != Spectrum::pending) return;
+    const int64_t k = out.rank[i];
+    const Eigenbasis basis =
+        eigenbasis(Eigen::Map<const RowMajor>(out.operators + out.matrix_offsets[i], k, k));
+    store_basis(out, i, basis);
+    out.spectrum[i] =
+        static_cast<int32_t>(basis.usable ? Spectrum::later_usable : Spectrum::later_unusable);
+  });
+}
+
+}  // namespace koopfast

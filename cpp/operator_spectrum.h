@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "operator_fit.h"
+
+namespace koopfast {
+
+// Bounds the spectrum of fitted block i, whose lift has `rows` rows, as asked: eigenvalues outside
+// the unit circle are moved, in operator and lift. The eigenbasis is left pending where nothing
+// needs it: where all is to be kept, or the powers of A say that nothing lies outside.
+void bound_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable);
+
+// The same where it is known that eigenvalues have to be looked at.
+void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable);
+
+// Computes the eigenbases that are pending.
+void operator_spectrum(const OperatorArrays& out, int64_t count, int threads);
+
+}  // namespace koopfast
