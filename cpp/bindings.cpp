@@ -7,6 +7,7 @@
 #include <string>
 
 #include "check.h"
+#include "moment_stream.h"
 #include "operator_fit.h"
 #include "operator_power.h"
 #include "snapshot_svd.h"
@@ -59,6 +60,17 @@ OperatorArrays arrays_from(const py::tuple& a) {
           at<double>(p(9)),        at<double>(p(10)),       at<double>(p(11)),
           at<double>(p(12)),       at<double>(p(13)),       at<double>(p(14)),
           at<double>(p(15))};
+}
+
+// (head, recent, folded, increments, delays, lag offsets, sum offsets, lags, sums)
+MomentStream stream_from(const py::tuple& m) {
+  const auto p = [&](size_t i) { return m[i].cast<Address>(); };
+  const MomentStream stream{snapshots_from(m[0]),    snapshots_from(m[1]), m[2].cast<int64_t>(),
+                            m[3].cast<bool>(),       m[4].cast<int64_t>(), at<const int64_t>(p(5)),
+                            at<const int64_t>(p(6)), at<double>(p(7)),     at<double>(p(8))};
+  KF_CHECK(stream.delays >= 1 && (stream.folded == 0 || stream.folded > 2 * stream.delays),
+           "moments folded too early");
+  return stream;
 }
 
 FittedBlocks fitted(const OperatorArrays& a) {
@@ -158,6 +170,33 @@ void bind_operator(py::module_& m) {
       py::arg("stream"));
 }
 
+void bind_moment_stream(py::module_& m) {
+  m.def(
+      "fold_moments",
+      [](const py::tuple& stream, const py::tuple& table, int64_t n_blocks, int64_t until,
+         int threads) {
+        const MomentStream s = stream_from(stream);
+        const BlockTable t = table_from(table);
+        const py::gil_scoped_release release;
+        fold_moments(s, t, n_blocks, until, threads);
+      },
+      py::arg("stream"), py::arg("table"), py::arg("n_blocks"), py::arg("until"),
+      py::arg("threads"));
+  m.def(
+      "moment_fit",
+      [](const py::tuple& stream, const py::tuple& table, int64_t n_blocks, int64_t tail,
+         const py::tuple& options, const py::tuple& arrays, int threads) {
+        const MomentStream s = stream_from(stream);
+        const BlockTable t = table_from(table);
+        const FitOptions o = options_from(options);
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        moment_fit(s, t, n_blocks, tail, o, a, threads);
+      },
+      py::arg("stream"), py::arg("table"), py::arg("n_blocks"), py::arg("tail"), py::arg("options"),
+      py::arg("arrays"), py::arg("threads"));
+}
+
 // What was compiled, as text; an empty string where there is none.
 py::dict build_info() {
   py::dict info;
@@ -178,10 +217,11 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, m) {
   bind_snapshot_svd(m);
   bind_operator(m);
+  bind_moment_stream(m);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(instruction_set()); });
   m.attr("cuda_compiled") = KOOPFAST_CUDA_ENABLED != 0;
-  m.attr("__all__") =
-      py::list(py::make_tuple("build_info", "combine", "cuda_compiled", "gram_svd", "isa",
-                              "operator_fit", "operator_power", "snapshot_gram", "snapshot_qr"));
+  m.attr("__all__") = py::list(py::make_tuple(
+      "build_info", "combine", "cuda_compiled", "fold_moments", "gram_svd", "isa", "moment_fit",
+      "operator_fit", "operator_power", "snapshot_gram", "snapshot_qr"));
 }

@@ -45,15 +45,22 @@ bool certainly_stable(Matrix power) {
 
 int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
                  double& error, double& trusted) {
-  const int64_t pairs = h.cols() - 1, s = shape.rows;
+  const int64_t pairs = h.cols() - 1;
   error = trusted = std::numeric_limits<double>::quiet_NaN();
   if (pairs < 3) return limit;
   const int64_t tail = std::max<int64_t>(1, pairs / 3), split = pairs - tail;
-  const auto head = h.leftCols(split + 1);
+  const Pairs head{h.leftCols(split), h.middleCols(1, split), h.col(split), split};
+  return hindcast(head, h.topRows(shape.rows).rightCols(tail), shape, options, limit, error,
+                  trusted);
+}
+
+int64_t hindcast(const Pairs& head, const Eigen::Ref<const Matrix>& later, const BlockShape& shape,
+                 const FitOptions& options, int64_t limit, double& error, double& trusted) {
+  const int64_t tail = later.cols();
   Reduced fit = reduce(head, shape, options, limit);
   // Displacements from the snapshot at the split on.
-  Matrix truth = h.topRows(s).rightCols(tail);
-  const Vector now = h.col(split).head(s);
+  Matrix truth = later;
+  const Vector now = head.newest.head(shape.rows);
   if (options.increments)
     for (int64_t t = 1; t < tail; ++t) truth.col(t) += truth.col(t - 1);
   else
@@ -63,7 +70,7 @@ int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& opt
   trusted = 0;
   int64_t best = 0;
   if (!(scale > 0)) return best;
-  Matrix predicted(s, tail);
+  Matrix predicted(shape.rows, tail);
   const bool nested =
       options.estimator == Estimator::least_squares || options.estimator == Estimator::symmetric;
   for (const int64_t candidate : candidate_ranks(fit.op.rows())) {

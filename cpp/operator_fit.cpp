@@ -2,11 +2,10 @@
 #include "operator_fit.h"
 
 #include <algorithm>
-#include <cmath>
-#include <complex>
-#include <limits>
+#include <utility>
 
 #include "hindcast.h"
+#include "operator_store.h"
 #include "parallel.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
@@ -16,10 +15,6 @@ namespace koopfast {
 namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using ComplexRowMajor =
-    Eigen::Matrix<std::complex<double>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // The observables o_t of a block as columns: in coordinates (dual) or as they are (primal).
 Matrix observed(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
@@ -57,13 +52,7 @@ Matrix snapshot_coefficients(const Reduced& fit, int64_t m, const FitOptions& op
 void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
              const double* coordinates, const FitOptions& options, const OperatorArrays& out,
              int64_t i) {
-  const int64_t capacity = out.capacity[i];
-  double* sigma_out = out.singular_values + out.vector_offsets[i];
-  std::fill_n(sigma_out, capacity, 0.0);
-  out.rank[i] = 0;
-  out.diagonal[i] = 1;
-  out.hindcast_error[i] = out.trusted_horizon[i] = kNaN;
-
+  begin_block(out, i);
   const Matrix o = observed(s, table, b, form, coordinates, options.increments);
   if (!o.allFinite()) {
     out.status[i] = static_cast<int32_t>(BlockStatus::non_finite);
@@ -71,36 +60,12 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   }
   const Matrix h = embed(o, options.delays);
   const BlockShape shape{o.rows(), table.block_size(b)};
-  int64_t limit = capacity;
+  int64_t limit = out.capacity[i];
   if (options.rank_rule == RankRule::hindcast)
     limit = hindcast(h, shape, options, limit, out.hindcast_error[i], out.trusted_horizon[i]);
   const Reduced fit = reduce(h, shape, options, limit);
-  const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
-  std::copy_n(fit.sigma.data(), shown, sigma_out);
-  const int64_t k = fit.op.rows();
-  if (k == 0) {
-    out.status[i] = static_cast<int32_t>(BlockStatus::still);
-    return;
-  }
-  Matrix op = fit.op;
   Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, options) : fit.image;
-  const Eigenbasis basis = options.unstable == Unstable::keep
-                               ? eigenbasis(op)
-                               : move_to_unit_disc(op, lift, options.unstable);
-  const int64_t at = out.vector_offsets[i], matrix_at = out.matrix_offsets[i];
-  const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
-  Eigen::Map<RowMajor>(out.operators + matrix_at, k, k) = op;
-  Eigen::Map<Vector>(out.start + at, k) = fit.start;
-  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
-  Eigen::Map<ComplexVector>(complex(out.eigenvalues + 2 * at), k) = basis.values;
-  if (basis.usable) {
-    Eigen::Map<ComplexRowMajor>(complex(out.eigenvectors + 2 * matrix_at), k, k) = basis.vectors;
-    Eigen::Map<ComplexVector>(complex(out.amplitudes + 2 * at), k) =
-        basis.inverse * fit.start.cast<std::complex<double>>();
-  }
-  out.status[i] = static_cast<int32_t>(BlockStatus::ok);
-  out.rank[i] = k;
-  out.diagonal[i] = basis.usable;
+  store_block(fit, std::move(lift), options, out, i);
 }
 
 }  // namespace
