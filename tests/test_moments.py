@@ -11,8 +11,14 @@ from torch import nn
 
 import cases
 from compare import assert_same_spectrum, on_threads, relative_error
-from koopfast import CheckpointError, ConfigError, KoopmanOperator, MomentBuffer, Partition
-from koopfast import _reference
+from koopfast import (
+    CheckpointError,
+    ConfigError,
+    KoopmanOperator,
+    MomentBuffer,
+    Partition,
+    _reference,
+)
 
 OBSERVABLES = ("state", "increments")
 HORIZONS = [0.0, 1.0, 2.5, 10.0]

@@ -115,6 +115,7 @@ def _dual_fit(snapshots: Tensor, segments: _Segments, size: int, options: FitOpt
     """A fit whose lift holds coefficients of the snapshots, (m, k)."""
     sigma, v = _factor(snapshots, segments, options)
     kept = ~(sigma <= _ROUNDING[options.method] * sigma[0])
+    kept[0] = True  # where nothing moves
     sigma, v = sigma[kept], v[:, kept]
     coordinates = v.conj() * sigma  # (rows, s), those of o_t in row t
     if options.increments:

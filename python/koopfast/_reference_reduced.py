@@ -58,6 +58,10 @@ def as_field(values: Tensor, like: Tensor) -> Tensor:
 
 def eigenbasis(operator: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Eigenvalues, eigenvectors of A, and whether the eigenvectors are fit to compute with."""
+    if operator.is_complex() and torch.equal(operator, operator.mH):
+        # Real eigenvalues: rounding must not choose the branch of a negative one's powers.
+        real, vectors = torch.linalg.eigh(operator)
+        return real.to(operator.dtype), vectors, True
     values, vectors = torch.linalg.eig(operator)
     usable = bool(values.numel() == 0 or torch.linalg.cond(vectors) < EIGENBASIS_CONDITION_LIMIT)
     return values, vectors, usable

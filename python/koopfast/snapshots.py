@@ -45,7 +45,7 @@ class SnapshotBuffer:
 
     Raises:
         ConfigError: ``capacity`` below 2 or ``stride`` below 1, or nothing to record.
-        UnsupportedParameterError: a parameter is integer, complex, sparse, on the meta device, ...
+        UnsupportedParameterError: a parameter is integer, sparse, on the meta device, ...
 
     Example:
         >>> from torch import nn
