@@ -152,8 +152,8 @@ def test_blocks_are_fitted_apart_in_any_layout(dtype):
             1e-6 if dtype == torch.complex64 else 1e-9
         )
         assert_same_spectrum(operator.eigenvalues_of(b), alone.eigenvalues, tolerance=1e-6)
-    assert_same_fit = KoopmanOperator.fit(snapshots.numpy(), partition, rank=3).predict([0, 4])
-    assert torch.equal(assert_same_fit, predicted)
+    from_numpy = KoopmanOperator.fit(snapshots.numpy(), partition, rank=3).predict([0, 4])
+    assert torch.equal(from_numpy, predicted)
 
 
 def test_tiles_do_not_show(monkeypatch):

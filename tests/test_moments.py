@@ -14,11 +14,14 @@ from compare import assert_same_spectrum, on_threads, relative_error
 from koopfast import (
     CheckpointError,
     ConfigError,
+    KoopmanConfig,
     KoopmanOperator,
+    KoopmanTrainer,
     MomentBuffer,
     Partition,
     _reference,
 )
+from training_runs import smooth_run
 
 OBSERVABLES = ("state", "increments")
 HORIZONS = [0.0, 1.0, 2.5, 10.0]
@@ -287,3 +290,45 @@ def test_blocks_too_large_for_their_moments_are_refused():
 def test_what_cannot_work_is_named(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def streaming_run(steps, state=None):
+    """Full-batch training with jumps from windows of 90 snapshots that are never kept."""
+    run = smooth_run()
+    options = {"partition": "node", "window": 90, "stride": 2, "rank": 3}
+    trainer = KoopmanTrainer(run.model, run.optimizer, streaming=True, **options)
+    if state is not None:
+        run.model.load_state_dict(state["model"])
+        trainer.load_state_dict(state["trainer"])
+    run.train(trainer, steps)
+    return run, trainer
+
+
+def test_a_trainer_can_jump_from_moments():
+    run, trainer = streaming_run(360)
+    assert [jump.accepted for jump in trainer.history.jumps] == [True, True]
+    windowed = smooth_run()
+    plain = KoopmanTrainer(
+        windowed.model, windowed.optimizer, partition="node", window=90, stride=2, rank=3
+    )
+    windowed.train(plain, 180)
+    one, other = trainer.history.jumps[0], plain.history.jumps[0]
+    assert one.horizon == other.horizon
+    assert one.loss_after == pytest.approx(other.loss_after, rel=1e-4)
+    assert float(run.loss().detach()) < one.loss_before
+
+
+@pytest.mark.parametrize("saved_after", [3, 120, 181])
+def test_training_from_moments_resumes_bit_for_bit(saved_after, tmp_path):
+    run, trainer = streaming_run(saved_after)
+    state = {"model": run.model.state_dict(), "trainer": trainer.state_dict()}
+    torch.save(state, tmp_path / "state")
+    resumed, _ = streaming_run(230 - saved_after, torch.load(tmp_path / "state", weights_only=True))
+    through, _ = streaming_run(230)
+    for one, other in zip(resumed.weights(), through.weights(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_streaming_goes_with_gram_matrices_only():
+    with pytest.raises(ConfigError, match='only "gram"'):
+        KoopmanConfig(streaming=True, method="qr")
