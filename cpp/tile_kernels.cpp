@@ -90,9 +90,13 @@ KF_MULTIARCH void add_outer_products(const double* newer, const double* older, i
       }
       const double* group[kRowGroup] = {s0, s1, s2, s3};
       const int64_t rows = size - i < kRowGroup ? size - i : kRowGroup;
-      const int64_t columns = size - j < kColumnGroup ? size - j : kColumnGroup;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) sums[(i + r) * size + j + c] += group[r][c];
+      for (int64_t r = 0; r < rows; ++r) {
+        double* row = sums + (i + r) * size + j;
+        if (j + kColumnGroup <= size)
+          for (int64_t c = 0; c < kColumnGroup; ++c) row[c] += group[r][c];
+        else
+          for (int64_t c = 0; j + c < size; ++c) row[c] += group[r][c];
+      }
     }
 }
 
