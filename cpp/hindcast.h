@@ -18,8 +18,4 @@ constexpr double kTrustedError = 0.5;
 int64_t hindcast(const Matrix& h, const BlockShape& shape, const FitOptions& options, int64_t limit,
                  double& error, double& trusted);
 
-// The same from the pairs up to a split and the observables after it, `later` (rows, intervals).
-int64_t hindcast(const Pairs& head, const Eigen::Ref<const Matrix>& later, const BlockShape& shape,
-                 const FitOptions& options, int64_t limit, double& error, double& trusted);
-
 }  // namespace koopfast

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "hindcast.h"
 #include "operator_store.h"
 #include "parallel.h"
+#include "rank_hindcast.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
 #include "tile_kernels.h"
@@ -197,8 +197,8 @@ void fit_block(const MomentStream& m, const BlockTable& table, int64_t b, int64_
     Matrix later = block.recent.rightCols(tail);
     later.colwise() += block.offset;
     const Pairs head{before.bottomRows(q * size), before.topRows(q * size), now, split - q};
-    limit =
-        hindcast(head, later, shape, options, limit, out.hindcast_error[b], out.trusted_horizon[b]);
+    limit = rank_by_hindcast(head, later, shape, options, limit, out.hindcast_error[b],
+                             out.trusted_horizon[b]);
   }
   const Matrix g = factor_of_pairs(block, std::move(moments), end);
   const Vector newest = block.newest(end);
