@@ -19,6 +19,7 @@ from koopfast import (
     KoopmanTrainer,
     MomentBuffer,
     Partition,
+    SnapshotBuffer,
     _reference,
 )
 from training_runs import smooth_run
@@ -189,12 +190,39 @@ def test_a_checkpoint_of_something_else_is_refused():
         ({**state, "blocks": torch.tensor([N])}, "other blocks"),
         ({**state, "lags": state["lags"][:-1]}, "contradicts itself"),
         ({**state, "head": None}, "contradicts itself"),
+        ({**state, "dropped": "few"}, "contradicts itself"),
+        (
+            {**state, "recent": {**state["recent"], "snapshots": snapshots[:3]}},
+            "3 kept of at least",
+        ),
         ({key: value for key, value in state.items() if key != "sums"}, "missing"),
     ]
     for other, message in damaged:
         with pytest.raises(CheckpointError, match=message):
             buffer.load_state_dict(other)
     assert torch.equal(buffer.fit().predict(HORIZONS), before)
+
+
+def test_an_interrupt_leaves_nothing_counted_twice(monkeypatch):
+    snapshots, partition = cases.random_walk(120, N, torch.float32), cases.mixed(N)
+
+    def interrupted(self, count):
+        raise KeyboardInterrupt
+
+    buffer = MomentBuffer(None, partition)
+
+    def record_all():
+        for row in snapshots:
+            buffer.record(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SnapshotBuffer, "drop_oldest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            record_all()
+    assert buffer.count == 0
+    record_all()
+    expected = recorded(snapshots, partition).fit().predict(HORIZONS)
+    assert torch.equal(buffer.fit().predict(HORIZONS), expected)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])

@@ -133,6 +133,8 @@ class MomentBuffer:
             ConfigError: a vector was given and not expected, or the other way round, or its shape
                 or dtype is another.
             ParameterChangedError: a parameter was resized, cast, moved or (un)frozen.
+
+        Should an interrupt strike while snapshots are added to the moments, the buffer is cleared.
         """
         if self._given is None and weights is not None:
             raise ConfigError(
@@ -322,14 +324,18 @@ class MomentBuffer:
 
     def _fold(self) -> None:
         """Add the older of the recent snapshots to the moments, and drop them."""
-        if self._moments is None:
-            self._moments = _ops.Moments.zeros(self._table, self._options)
-            self._head = self._recent.snapshots[: self.delays + 1].cpu().clone()
         until = self.count - self._options.increments - self.held_out
-        _ops.fold_moments(self._stream(), self._table, until)
         oldest = until - self.delays
-        self._recent.drop_oldest(oldest - self._dropped)
-        self._dropped = oldest
+        try:
+            if self._moments is None:
+                self._moments = _ops.Moments.zeros(self._table, self._options)
+                self._head = self._recent.snapshots[: self.delays + 1].cpu().clone()
+            _ops.fold_moments(self._stream(), self._table, until)
+            self._recent.drop_oldest(oldest - self._dropped)
+            self._dropped = oldest
+        except BaseException:
+            self.clear()  # nothing rather than a snapshot counted twice
+            raise
 
     def _checked_moments(
         self, state: Mapping[str, Any]
@@ -347,10 +353,12 @@ class MomentBuffer:
         )
         expected = tuple(tuple(t.shape) for t in own)
         came = tuple(tuple(p.shape) if isinstance(p, Tensor) else None for p in parts)
-        if not isinstance(dropped, int) or dropped < 1 or came != expected:
+        kept = len(state["recent"].get("snapshots", ()))
+        least = self.held_out + self.delays + self._options.increments
+        if not isinstance(dropped, int) or dropped < 1 or came != expected or kept < least:
             raise CheckpointError(
                 f"moments: the checkpoint contradicts itself: {dropped!r} snapshots in moments of "
-                f"shapes {came}, expected {expected}"
+                f"shapes {came}, expected {expected}, and {kept} kept of at least {least}"
             )
         for mine, saved in zip(own, parts, strict=True):
             mine.copy_(saved)
