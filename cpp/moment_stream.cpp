@@ -139,7 +139,7 @@ Matrix moments_of_pairs(const BlockMoments& block, int64_t end) {
   for (int64_t i = 0; i < parts; ++i)
     for (int64_t j = i; j < parts; ++j) {
       k.block(i * n, j * n, n, n) = block.part(i, j, end);
-      k.block(j * n, i * n, n, n) = k.block(i * n, j * n, n, n).transpose();
+      if (j > i) k.block(j * n, i * n, n, n) = k.block(i * n, j * n, n, n).transpose();
     }
   return k;
 }
