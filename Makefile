@@ -8,6 +8,7 @@ KOOPFAST_WERROR ?= OFF
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BIG_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -21,7 +22,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo test bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo test bench big sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +40,9 @@ bench: $(INSTALLED) ## benchmarks, scaling studies, peers, and out/bench/report.
 	mkdir -p build/bench && rm -f build/bench/raw.json
 	$(BIN)/pytest bench --benchmark-json=build/bench/raw.json $(BENCH_ARGS); failed=$$?; \
 	  $(BIN)/python bench/page.py build/bench/raw.json out/bench && exit $$failed
+
+big: $(INSTALLED) ## fit and predict 10^8 weights x 32 snapshots: needs 15 GB of memory (BIG_ARGS: n m)
+	$(BIN)/python bench/big.py $(BIG_ARGS)
 
 sanitize: $(INSTALLED) ## native tests under the address, undefined-behaviour and thread sanitizers
 	BIN=$(BIN) tests/sanitize.sh address

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from koopfast._build import BuildInfo, build_info
     from koopfast.config import KoopmanConfig
     from koopfast.history import History, JumpRecord
+    from koopfast.moments import MomentBuffer
     from koopfast.operator import KoopmanOperator
     from koopfast.partition import Partition
     from koopfast.snapshots import SnapshotBuffer
@@ -45,6 +46,7 @@ __all__ = [
     "KoopmanOperator",
     "KoopmanTrainer",
     "KoopmanWarning",
+    "MomentBuffer",
     "ParameterChangedError",
     "Partition",
     "SnapshotBuffer",
@@ -61,6 +63,7 @@ _HOME = {
     "KoopmanConfig": "koopfast.config",
     "KoopmanOperator": "koopfast.operator",
     "KoopmanTrainer": "koopfast.trainer",
+    "MomentBuffer": "koopfast.moments",
     "Partition": "koopfast.partition",
     "SnapshotBuffer": "koopfast.snapshots",
     "build_info": "koopfast._build",

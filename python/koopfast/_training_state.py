@@ -11,6 +11,7 @@ from typing import Any
 from koopfast.config import KoopmanConfig
 from koopfast.errors import CheckpointError, ConfigError, KoopfastError
 from koopfast.history import History
+from koopfast.moments import MomentBuffer
 from koopfast.parameters import ParameterVector
 from koopfast.snapshots import SnapshotBuffer
 
@@ -50,7 +51,7 @@ def pack(
     config: KoopmanConfig,
     parameters: ParameterVector,
     history: History,
-    snapshots: SnapshotBuffer,
+    snapshots: SnapshotBuffer | MomentBuffer,
     enabled: bool,
     idle: int,
     lag: int,
@@ -73,7 +74,10 @@ def pack(
 
 
 def unpack(
-    state: Any, config: KoopmanConfig, parameters: ParameterVector, snapshots: SnapshotBuffer
+    state: Any,
+    config: KoopmanConfig,
+    parameters: ParameterVector,
+    snapshots: SnapshotBuffer | MomentBuffer,
 ) -> TrainingState:
     """Check ``state`` against a trainer's configuration and parameters and read it.
 

@@ -52,6 +52,9 @@ class KoopmanConfig(FitOptions):
         window: snapshots in a fit.
         stride: optimizer steps from one snapshot to the next.
         average: store the mean over each ``stride`` steps instead of the last one; against noise.
+        streaming: sum up the moments of the snapshots as they arrive instead of keeping the
+            snapshots (:class:`~koopfast.MomentBuffer`): for long windows of small blocks, such as
+            the paper's nodes.
         rank: directions kept in a block: a number, "auto" (chosen from the data by hindcast), a
             float between 0 and 1 (as many as hold that fraction of the energy), "gavish-donoho"
             (the optimal threshold against noise), or None (all whose singular value lies above
@@ -90,6 +93,7 @@ class KoopmanConfig(FitOptions):
     window: int = 32
     stride: int = 4
     average: bool = False
+    streaming: bool = False
     horizon: int | Literal["search"] = "search"
     max_horizon: int = 256
     guard: Literal["probe", "finite"] = "probe"
@@ -104,8 +108,16 @@ class KoopmanConfig(FitOptions):
             check_choice(field, getattr(self, field), known)
         for field, least in _LEAST.items():
             self._store(field, whole(field, getattr(self, field), least))
-        if not isinstance(self.average, bool):
-            raise ConfigError(f"average: expected True or False, got {self.average!r}")
+        for field in ("average", "streaming"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
+        if self.streaming:
+            self.check_given("with streaming=True")
+        if self.streaming and self.method != "gram":
+            raise ConfigError(
+                f'method: streaming=True keeps Gram matrices, so only "gram" goes with it, got '
+                f"{self.method!r}"
+            )
         if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):
             raise ConfigError(
                 f'probe_gradients: expected True, False or "auto", got {self.probe_gradients!r}'

@@ -25,6 +25,7 @@ from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError, KoopfastError, KoopmanWarning
 from koopfast.guard import Guard, Probe, Verdict
 from koopfast.history import History, HistoryMark, JumpRecord, Spread
+from koopfast.moments import MomentBuffer
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
 from koopfast.snapshots import SnapshotBuffer
@@ -318,9 +319,7 @@ class KoopmanTrainer:
         config = self.config
         horizons = _horizons(config, self._snapshots.count)
         started = perf_counter()
-        operator = KoopmanOperator.fit(
-            self._snapshots.snapshots, self._partition, **dataclasses.asdict(config.fit_options)
-        )
+        operator = self._fitted()
         seconds_fit = perf_counter() - started
         self.operator = operator
         predictions = _Predictions(self._snapshots, operator, horizons, self._lag)
@@ -334,6 +333,14 @@ class KoopmanTrainer:
             seconds_predict=predictions.seconds,
             rank=Spread.of(operator.rank.cpu().numpy()),
             hindcast_error=Spread.of(operator.hindcast_error.cpu().numpy()),
+        )
+
+    def _fitted(self) -> KoopmanOperator:
+        options = self.config.fit_options
+        if isinstance(self._snapshots, MomentBuffer):
+            return self._snapshots.fit_with(options)
+        return KoopmanOperator.fit(
+            self._snapshots.snapshots, self._partition, **dataclasses.asdict(options)
         )
 
     def _settle(
@@ -372,8 +379,20 @@ class KoopmanTrainer:
         self._snapshots.clear()
         self._lag = 0
 
-    def _new_buffer(self) -> SnapshotBuffer:
+    def _new_buffer(self) -> SnapshotBuffer | MomentBuffer:
         config = self.config
+        if self._parameters.dtype.is_complex:
+            config.check_given("of complex parameters")
+        if config.streaming:
+            return MomentBuffer(
+                self._parameters,
+                self._partition,
+                observables="increments" if config.increments else "state",
+                delays=int(config.delays),
+                stride=config.stride,
+                average=config.average,
+                capacity=config.window,
+            )
         return SnapshotBuffer(
             self._parameters, config.window, stride=config.stride, average=config.average
         )
@@ -524,7 +543,7 @@ class _Predictions:
 
     def __init__(
         self,
-        snapshots: SnapshotBuffer,
+        snapshots: SnapshotBuffer | MomentBuffer,
         operator: KoopmanOperator,
         horizons: Sequence[int],
         lag: int,
