@@ -12,6 +12,7 @@ BENCH_ARGS ?=
 ACCELERATION_ARGS ?=
 # how long `make soak` trains under random faults
 SOAK_MINUTES ?= 30
+BIG_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -25,7 +26,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo reproduce test soak docs bench sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo reproduce test soak docs bench big acceleration sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,6 +58,9 @@ bench: $(INSTALLED) ## benchmarks, scaling studies, peers, and out/bench/report.
 
 acceleration: $(INSTALLED) ## does training reach the loss sooner? docs/acceleration.md, hours (ACCELERATION_ARGS)
 	$(BIN)/python bench/acceleration/study.py --document docs/acceleration.md $(ACCELERATION_ARGS)
+
+big: $(INSTALLED) ## fit and predict 10^8 weights x 32 snapshots: needs 15 GB of memory (BIG_ARGS: n m)
+	$(BIN)/python bench/big.py $(BIG_ARGS)
 
 sanitize: $(INSTALLED) ## native tests under the address, undefined-behaviour and thread sanitizers
 	BIN=$(BIN) tests/sanitize.sh address

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "check.h"
+#include "moment_stream.h"
 #include "moments.h"
 #include "operator_fit.h"
 #include "operator_lanes.h"
@@ -67,6 +68,17 @@ OperatorArrays arrays_from(const py::tuple& a) {
           at<double>(p(15)),       at<double>(p(16)),        at<double>(p(17)),
           at<double>(p(18)),       at<double>(p(19)),        at<double>(p(20)),
           at<double>(p(21))};
+}
+
+// (head, recent, folded, increments, delays, lag offsets, sum offsets, lags, sums)
+MomentStream stream_from(const py::tuple& m) {
+  const auto p = [&](size_t i) { return m[i].cast<Address>(); };
+  const MomentStream stream{snapshots_from(m[0]),    snapshots_from(m[1]), m[2].cast<int64_t>(),
+                            m[3].cast<bool>(),       m[4].cast<int64_t>(), at<const int64_t>(p(5)),
+                            at<const int64_t>(p(6)), at<double>(p(7)),     at<double>(p(8))};
+  KF_CHECK(stream.delays >= 1 && (stream.folded == 0 || stream.folded > 2 * stream.delays),
+           "moments folded too early");
+  return stream;
 }
 
 FittedBlocks fitted(const OperatorArrays& a) {
@@ -233,6 +245,33 @@ void bind_moments(py::module_& m) {
       py::arg("arrays"), py::arg("count"), py::arg("threads"));
 }
 
+void bind_moment_stream(py::module_& m) {
+  m.def(
+      "fold_moments",
+      [](const py::tuple& stream, const py::tuple& table, int64_t n_blocks, int64_t until,
+         int threads) {
+        const MomentStream s = stream_from(stream);
+        const BlockTable t = table_from(table);
+        const py::gil_scoped_release release;
+        fold_moments(s, t, n_blocks, until, threads);
+      },
+      py::arg("stream"), py::arg("table"), py::arg("n_blocks"), py::arg("until"),
+      py::arg("threads"));
+  m.def(
+      "moment_fit",
+      [](const py::tuple& stream, const py::tuple& table, int64_t n_blocks, int64_t tail,
+         const py::tuple& options, const py::tuple& arrays, int threads) {
+        const MomentStream s = stream_from(stream);
+        const BlockTable t = table_from(table);
+        const FitOptions o = options_from(options);
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        moment_fit(s, t, n_blocks, tail, o, a, threads);
+      },
+      py::arg("stream"), py::arg("table"), py::arg("n_blocks"), py::arg("tail"), py::arg("options"),
+      py::arg("arrays"), py::arg("threads"));
+}
+
 void bind_single_weights(py::module_& m) {
   m.def(
       "single_weight_fit",
@@ -280,13 +319,14 @@ PYBIND11_MODULE(_native, m) {
   bind_snapshot_svd(m);
   bind_operator(m);
   bind_moments(m);
+  bind_moment_stream(m);
   bind_single_weights(m);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(instruction_set()); });
   m.attr("cuda_compiled") = KOOPFAST_CUDA_ENABLED != 0;
-  m.attr("__all__") = py::list(
-      py::make_tuple("build_info", "combine", "cuda_compiled", "gram_svd", "isa", "operator_fit",
-                     "operator_fit_grams", "operator_fit_moments", "operator_fit_primal",
-                     "operator_power", "operator_spectrum", "single_weight_fit",
-                     "single_weight_predict", "snapshot_gram", "snapshot_moments", "snapshot_qr"));
+  m.attr("__all__") = py::list(py::make_tuple(
+      "build_info", "combine", "cuda_compiled", "fold_moments", "gram_svd", "isa", "moment_fit",
+      "operator_fit", "operator_fit_grams", "operator_fit_moments", "operator_fit_primal",
+      "operator_power", "operator_spectrum", "single_weight_fit", "single_weight_predict",
+      "snapshot_gram", "snapshot_moments", "snapshot_qr"));
 }

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "hindcast.h"
+#include "rank_hindcast.h"
 #include "solvers/solvers.h"
 
 namespace koopfast {

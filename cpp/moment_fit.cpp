@@ -9,14 +9,13 @@
 
 #include "math/small_matrix.h"
 #include "operator_spectrum.h"
+#include "operator_store.h"
 #include "reduced_operator.h"
 
 namespace koopfast {
 namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 bool is_finite(const SmallForm& f) {
   double probe = 0;  // NaN as soon as something is not finite
@@ -142,11 +141,7 @@ class SmallFit {
     Kept& kept = kept_[l];
     const int64_t at = results_[l], capacity = out_.capacity[at];
     double* shown = out_.singular_values + out_.vector_offsets[at];
-    std::fill_n(shown, capacity, 0.0);
-    out_.rank[at] = 0;
-    out_.spectrum[at] = static_cast<int32_t>(Spectrum::usable);
-    out_.hindcast_error[at] = out_.trusted_horizon[at] = kNaN;
-    note_options(options_, out_, at);
+    begin_block(options_, out_, at);
     if (!kept.usable) {
       out_.status[at] = static_cast<int32_t>(BlockStatus::non_finite);
       return;

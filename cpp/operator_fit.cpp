@@ -8,7 +8,7 @@
 #include "choice.h"
 #include "hindcast.h"
 #include "motion.h"
-#include "operator_spectrum.h"
+#include "operator_store.h"
 #include "parallel.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
@@ -70,14 +70,7 @@ Vector start_of(const Motion& motion, int64_t m, BlockForm form, int64_t average
 void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
              const double* coordinates, const FitOptions& options, const OperatorArrays& out,
              int64_t i) {
-  const int64_t capacity = out.capacity[i];
-  double* sigma_out = out.singular_values + out.vector_offsets[i];
-  std::fill_n(sigma_out, capacity, 0.0);
-  out.rank[i] = 0;
-  out.spectrum[i] = static_cast<int32_t>(Spectrum::usable);
-  out.hindcast_error[i] = out.trusted_horizon[i] = kNaN;
-  note_options(options, out, i);
-
+  begin_block(options, out, i);
   const Motion motion = motion_of(s, table, b, form, coordinates, rows_of(options));
   if (!motion.steps.allFinite() || !motion.states.allFinite()) {
     out.status[i] = static_cast<int32_t>(BlockStatus::non_finite);
@@ -85,36 +78,24 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
   }
   const int64_t coordinate_rows = std::max(motion.steps.rows(), motion.states.rows());
   const BlockShape shape{coordinate_rows, table.block_size(b)};
-  Choice choice{options, capacity, kNaN, kNaN};
-  if (options.chosen != 0) choice = choose(motion, shape, options, capacity);
+  Choice choice{options, out.capacity[i], kNaN, kNaN};
+  if (options.chosen != 0) choice = choose(motion, shape, options, out.capacity[i]);
   const FitOptions& own = choice.options;
   const Matrix h = embed(observe(motion, s.m, own), own.delays);
   if (options.chosen == 0 && options.rank_rule == RankRule::hindcast) {
-    choice.rank = hindcast(h, shape, options, capacity, choice.error, choice.trusted);
+    choice.rank = hindcast(h, shape, options, choice.rank, choice.error, choice.trusted);
     choice.trusted *= static_cast<double>(options.block_average);
   }
   out.hindcast_error[i] = choice.error;
   out.trusted_horizon[i] = choice.trusted;
   note_options(own, out, i);
   const Reduced fit = reduce(h, shape, own, choice.rank);
-  const int64_t shown = std::min<int64_t>(capacity, fit.sigma.size());
-  std::copy_n(fit.sigma.data(), shown, sigma_out);
-  const int64_t k = fit.op.rows();
-  if (k == 0) {
-    out.status[i] = static_cast<int32_t>(BlockStatus::still);
-    return;
-  }
-  const Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, own) : fit.image;
   if (own.block_average > 1) {
     const Vector start = start_of(motion, s.m, form, own.block_average);
     Eigen::Map<Vector>(out.origins + out.origin_offsets[i], start.size()) = start;
   }
-  out.status[i] = static_cast<int32_t>(BlockStatus::ok);
-  out.rank[i] = k;
-  Eigen::Map<RowMajor>(out.operators + out.matrix_offsets[i], k, k) = fit.op;
-  Eigen::Map<Vector>(out.start + out.vector_offsets[i], k) = fit.start;
-  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
-  bound_spectrum(out, i, lift.rows(), options.unstable);
+  const Matrix lift = form == BlockForm::dual ? snapshot_coefficients(fit, s.m, own) : fit.image;
+  store_block(fit, lift, own, out, i);
 }
 
 }  // namespace

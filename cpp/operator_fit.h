@@ -103,14 +103,6 @@ struct OperatorArrays {
   double* amplitudes;    // complex, as pairs: eigenvectors^-1 z
 };
 
-// Notes what block i was fitted with.
-inline void note_options(const FitOptions& options, const OperatorArrays& out, int64_t i) {
-  out.increments[i] = options.increments;
-  out.delays[i] = options.delays;
-  out.block_average[i] = options.block_average;
-  out.estimator[i] = static_cast<int32_t>(options.estimator);
-}
-
 // Rows that a fit reads: both kinds where the observables are to be chosen.
 inline SnapshotRows rows_of(const FitOptions& options) {
   if (options.chosen & chosen_observables) return SnapshotRows::increments_and_last;

@@ -162,26 +162,30 @@ void project_pairs(const Eigen::Ref<const Matrix>& f, const Eigen::Ref<const Mat
 
 }  // namespace
 
-Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
-               const FitOptions& options, int64_t limit) {
-  const int64_t p = h.cols() - 1;
-  const auto f = h.leftCols(p), f_next = h.rightCols(p);
-  Factors factors = factor(f, options.accurate, [&](const Vector& sigma) {
-    return chosen_rank(sigma, shape.weights * options.delays, p, options, limit);
+Reduced reduce(const Pairs& pairs, const BlockShape& shape, const FitOptions& options,
+               int64_t limit) {
+  Factors factors = factor(pairs.f, options.accurate, [&](const Vector& sigma) {
+    return chosen_rank(sigma, shape.weights * options.delays, pairs.count, options, limit);
   });
   Reduced fit;
   fit.sigma = factors.sigma;
   if (options.estimator == Estimator::total_least_squares && factors.q.cols() > 0)
-    project_pairs(f, f_next, options, factors);
-  fit.start = factors.q.transpose() * h.col(p);
+    project_pairs(pairs.f, pairs.f_next, options, factors);
+  fit.start = factors.q.transpose() * pairs.newest;
   fit.basis = factors.q.topRows(shape.rows);
   if (options.estimator == Estimator::symmetric)
-    symmetric_procrustes(factors, f_next, shape.rows, options.ridge, fit);
+    symmetric_procrustes(factors, pairs.f_next, shape.rows, options.ridge, fit);
   else if (options.estimator == Estimator::forward_backward)
-    forward_backward(factors, f_next, shape.rows, fit);
+    forward_backward(factors, pairs.f_next, shape.rows, fit);
   else
-    least_squares(factors, f_next, shape.rows, options.ridge, fit);
+    least_squares(factors, pairs.f_next, shape.rows, options.ridge, fit);
   return fit;
+}
+
+Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
+               const FitOptions& options, int64_t limit) {
+  const int64_t p = h.cols() - 1;
+  return reduce(Pairs{h.leftCols(p), h.rightCols(p), h.col(p), p}, shape, options, limit);
 }
 
 Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable) {

@@ -15,7 +15,16 @@ struct BlockShape {
   int64_t weights;
 };
 
-// What a fit over the pairs (h_1, h_2) ... (h_p, h_{p+1}) yields; h_{p+1} is the last column.
+// What a fit is made of, as columns: F = [h_1 ... h_p], F' = [h_2 ... h_{p+1}]. Any (F R, F' R)
+// with R R^T = I stands for the same pairs, so factors of their moments do too.
+struct Pairs {
+  Eigen::Ref<const Matrix> f;
+  Eigen::Ref<const Matrix> f_next;
+  Eigen::Ref<const Vector> newest;  // h_{p+1}
+  int64_t count;                    // p
+};
+
+// What a fit over the pairs (h_1, h_2) ... (h_p, h_{p+1}) yields.
 struct Reduced {
   Vector sigma;      // all of F
   Matrix op;         // (k, k) A
@@ -30,7 +39,11 @@ struct Reduced {
 int64_t chosen_rank(const Vector& sigma, int64_t full_rows, int64_t columns,
                     const FitOptions& options, int64_t limit);
 
-// Fits h_{t+1} = U h_t over the columns of h, truncated to at most `limit` directions.
+// Fits h_{t+1} = U h_t over the pairs, truncated to at most `limit` directions.
+Reduced reduce(const Pairs& pairs, const BlockShape& shape, const FitOptions& options,
+               int64_t limit);
+
+// The same over the columns of h.
 Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
                const FitOptions& options, int64_t limit);
 

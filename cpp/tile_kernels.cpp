@@ -73,6 +73,33 @@ KF_MULTIARCH void gram_tile(const double* tile, int64_t rows, int64_t columns, i
   }
 }
 
+KF_MULTIARCH void add_outer_products(const double* newer, const double* older, int64_t count,
+                                     int64_t size, int64_t ld, double* sums) {
+  for (int64_t i = 0; i < size; i += kRowGroup)
+    for (int64_t j = 0; j < size; j += kColumnGroup) {
+      double s0[kColumnGroup] = {}, s1[kColumnGroup] = {};
+      double s2[kColumnGroup] = {}, s3[kColumnGroup] = {};
+      for (int64_t t = 0; t < count; ++t) {
+        const double *a = newer + t * ld + i, *b = older + t * ld + j;
+        for (int64_t c = 0; c < kColumnGroup; ++c) {
+          s0[c] += a[0] * b[c];
+          s1[c] += a[1] * b[c];
+          s2[c] += a[2] * b[c];
+          s3[c] += a[3] * b[c];
+        }
+      }
+      const double* group[kRowGroup] = {s0, s1, s2, s3};
+      const int64_t rows = size - i < kRowGroup ? size - i : kRowGroup;
+      for (int64_t r = 0; r < rows; ++r) {
+        double* row = sums + (i + r) * size + j;
+        if (j + kColumnGroup <= size)
+          for (int64_t c = 0; c < kColumnGroup; ++c) row[c] += group[r][c];
+        else
+          for (int64_t c = 0; j + c < size; ++c) row[c] += group[r][c];
+      }
+    }
+}
+
 namespace {
 
 // Inlined into each clone below, so that it is compiled for that clone's instruction set.

@@ -25,6 +25,12 @@ void widen_difference(const Float16* values, const Float16* reference, int64_t c
 // tile (rows, columns), gram (rows, rows) contiguous; `rows` is a multiple of kRowGroup.
 void gram_tile(const double* tile, int64_t rows, int64_t columns, int64_t ld, double* gram);
 
+// sums[i][j] += sum_t newer[t][i] older[t][j]: `count` rows, `ld` doubles apart, that are zero from
+// `size` on; ld is a multiple of kColumnGroup, sums (size, size) contiguous.
+constexpr int64_t kColumnGroup = 8;
+void add_outer_products(const double* newer, const double* older, int64_t count, int64_t size,
+                        int64_t ld, double* sums);
+
 // out[h][c] += sum_t weights[h][t] (rows[t][c] - reference[c]), in double, for four snapshots at a
 // time and up to kHorizonGroup horizons, which share the loads. out rows are `ld` doubles apart,
 // weights rows `weights_ld`; rows[t] = first + t * row_stride.

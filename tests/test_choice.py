@@ -10,7 +10,7 @@ import torch
 
 import cases
 from compare import assert_rows_close, relative_error
-from koopfast import ConfigError, KoopmanConfig, KoopmanOperator, _native, _reference
+from koopfast import ConfigError, KoopmanConfig, KoopmanOperator, Partition, _native, _reference
 from koopfast._reference_choice import Recipe, score
 from koopfast._reference_reduced import Reduction
 
@@ -26,7 +26,7 @@ def noisy(n, seed=0, m=M, level=1e-3):
 
 
 def twin_score(states, choice):
-    wanted = Reduction(states.shape[1], "", "auto", 1e-13, 0.0, "", "clip")
+    wanted = Reduction(states.shape[1], states.shape[1], "", "auto", 1e-13, 0.0, "", "clip")
     recipe = Recipe(
         choice.observables,
         choice.delays,
@@ -220,3 +220,16 @@ def test_time_constants_are_in_recorded_intervals(average):
     system = cases.LinearSystem("slow", (cases.real(0.9),))
     operator = KoopmanOperator.fit(system.states(60, range(M)), block_average=average, rank=1)
     assert float(operator.time_constants_of(0)[0]) == pytest.approx(-1 / math.log(0.9), rel=1e-6)
+
+
+def test_the_spectrum_of_chosen_blocks_is_computed_when_it_is_looked_at():
+    snapshots = cases.random_walk(60, 40)
+    partition = Partition.from_segments([[(0, 3)], [(3, 30)], [(33, 7)]], 40)
+    chosen = KoopmanOperator.fit(snapshots, partition, auto=True, unstable="keep")
+    horizons = [1, 2.5, 20]
+    before = chosen.predict(horizons)
+    for block in range(3):
+        k = int(chosen.rank[block])
+        assert chosen.eigenvalues_of(block).shape == chosen.amplitudes_of(block).shape == (k,)
+        assert chosen.modes_of(block).isfinite().all()
+    assert torch.equal(chosen.predict(horizons), before)

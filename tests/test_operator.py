@@ -56,7 +56,6 @@ def test_takes_parameters_that_require_gradients():
         (torch.zeros(1, 4), "at least 2 rows"),
         (torch.zeros(4, 0), r"\(4, 0\)"),
         (torch.zeros(4, 4, dtype=torch.int64), "torch.int64"),
-        (torch.zeros(4, 4, dtype=torch.complex64), "torch.complex64"),
         (torch.zeros(4, 4).to_sparse(), "sparse"),
         (np.zeros((4, 4), dtype=np.int32), "int32"),
         (np.zeros((4, 4), dtype=object), "object"),

@@ -62,7 +62,6 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: torch.zeros(2, dtype=torch.complex64), "complex"),
         (lambda: torch.zeros(2, device="meta"), "meta device"),
         (lambda: torch.zeros(2, 2).to_sparse(), "torch.sparse_coo"),
         (lambda: torch.zeros(2).to(torch.float8_e5m2), "float8_e5m2"),
@@ -166,6 +165,18 @@ def test_mixed_dtypes_go_through_what_they_promote_to() -> None:
     assert bits(model) == before
 
 
+def test_real_parameters_stay_real_beside_complex_ones() -> None:
+    real, spin = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    vector = ParameterVector([("real", real), ("spin", spin)])
+    assert vector.dtype == torch.complex64
+    flat = vector.read()
+    vector.write(flat * (2 + 1j))
+    assert torch.equal(real, torch.tensor([2.0, 2.0]))
+    assert torch.equal(spin, torch.full((3,), 2 + 1j))
+    vector.write(torch.full((5,), 7.0))
+    assert torch.equal(spin, torch.full((3,), 7 + 0j))
+
+
 def test_writing_changes_parameters_in_place() -> None:
     model = perceptron()
     vector = ParameterVector(trainable_parameters(model))
@@ -201,7 +212,9 @@ def test_writing_is_all_or_nothing(
     assert bits(model) == before
 
 
-@pytest.mark.parametrize("flat", [torch.zeros(38), torch.zeros(39, 1), torch.zeros(39).long()])
+@pytest.mark.parametrize(
+    "flat", [torch.zeros(38), torch.zeros(39, 1), torch.zeros(39).long(), 1j * torch.zeros(39)]
+)
 def test_writing_something_else_is_refused(flat: Tensor) -> None:
     model = perceptron()
     before = bits(model)

@@ -372,7 +372,8 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
 
 
 def test_parameters_without_a_fit_are_refused() -> None:
-    model = nn.Linear(2, 2, dtype=torch.complex64)
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(model.weight.detach().to_sparse())
     with pytest.raises(UnsupportedParameterError, match="weight"):
         KoopmanTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from koopfast.config import KoopmanConfig
     from koopfast.history import History, JumpRecord
     from koopfast.iterate import Acceleration, MinimizeCallback, accelerate
+    from koopfast.moments import MomentBuffer
     from koopfast.operator import KoopmanOperator
     from koopfast.optimizer import KoopmanOptimizer
     from koopfast.partition import Partition
@@ -51,6 +52,7 @@ __all__ = [
     "KoopmanTrainer",
     "KoopmanWarning",
     "MinimizeCallback",
+    "MomentBuffer",
     "ParameterChangedError",
     "Partition",
     "SnapshotBuffer",
@@ -73,6 +75,7 @@ _HOME = {
     "KoopmanOptimizer": "koopfast.optimizer",
     "KoopmanTrainer": "koopfast.trainer",
     "MinimizeCallback": "koopfast.iterate",
+    "MomentBuffer": "koopfast.moments",
     "Partition": "koopfast.partition",
     "SnapshotBuffer": "koopfast.snapshots",
     "accelerate": "koopfast.iterate",

@@ -6,8 +6,10 @@ __all__ = [
     "build_info",
     "combine",
     "cuda_compiled",
+    "fold_moments",
     "gram_svd",
     "isa",
+    "moment_fit",
     "operator_fit",
     "operator_fit_grams",
     "operator_fit_moments",
@@ -27,6 +29,9 @@ cuda_compiled: bool
 _View: TypeAlias = tuple[int, int, int, int, int]
 # As FitOptions of operator_fit.h
 _Options: TypeAlias = tuple[bool, int, int, int, int, float, float, float, int, int, bool]
+
+# As MomentStream of moment_stream.h: two views, folded, increments, delays, four addresses
+_Stream: TypeAlias = tuple[_View, _View, int, bool, int, int, int, int, int]
 
 def build_info() -> dict[str, str]: ...
 def isa() -> str: ...
@@ -157,4 +162,16 @@ def combine(
     threads: int,
     on_device: bool,
     stream: int,
+) -> None: ...
+def fold_moments(
+    stream: _Stream, table: tuple[int, ...], n_blocks: int, until: int, threads: int
+) -> None: ...
+def moment_fit(
+    stream: _Stream,
+    table: tuple[int, ...],
+    n_blocks: int,
+    tail: int,
+    options: _Options,
+    arrays: tuple[int, ...],
+    threads: int,
 ) -> None: ...

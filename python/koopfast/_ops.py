@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ from koopfast._reference import DEFAULT_TOLERANCE
 from koopfast.errors import ConfigError
 from koopfast.partition import Partition, repeated
 
+# (address, dtype code, m, n, row stride), as SnapshotView of tensor_view.h
+_View: TypeAlias = "tuple[int, int, int, int, int]"
+
+_COMPLEX = (torch.complex64, torch.complex128)
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Estimator of operator_fit.h; 1 is the self-adjoint one.
 ESTIMATOR_NAMES = ("least_squares", "symmetric", "forward_backward", "total_least_squares")
@@ -43,12 +48,14 @@ UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
 # Spectrum of operator_fit.h.
-_PENDING, USABLE_SPECTRUM = -1, 1
+_PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM = -1, 0, 1
 # The most snapshots whose Gram matrices are fitted eight at a time.
 _MOST_LANE_ORDER = 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
 # passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
+# Moments that one thread adds to in about 0.1 ms, for 32 snapshots.
+_LAGS_OF_ONE_THREAD = 1 << 14
 # Beyond this, doubles no longer count single intervals.
 _FARTHEST = 2.0**53
 _PROCESS = os.getpid()
@@ -258,21 +265,22 @@ def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
                 tensor = torch.from_numpy(snapshots)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"snapshots: expected float16, float32 or float64, got an array of "
+                f"snapshots: expected float16, float32, float64 or complex, got an array of "
                 f"{snapshots.dtype}; convert it with numpy.ascontiguousarray(snapshots, float)"
             ) from error
     elif isinstance(snapshots, Tensor):
-        tensor = snapshots.detach().resolve_neg()
+        tensor = snapshots.detach().resolve_neg().resolve_conj()
     else:
         raise ConfigError(
             f"snapshots: expected a torch tensor or numpy array (m, n), "
             f"got {type(snapshots).__name__}"
         )
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPE_CODES:
+    known = tensor.dtype in _DTYPE_CODES or tensor.dtype in _COMPLEX
+    if tensor.layout != torch.strided or tensor.is_meta or not known:
         kind = "" if tensor.layout == torch.strided else f"{tensor.layout} "
         raise ConfigError(
-            f"snapshots: expected a dense float16, bfloat16, float32 or float64 tensor, "
-            f"got {kind}{tensor.dtype} on {tensor.device}"
+            f"snapshots: expected a dense float16, bfloat16, float32, float64, complex64 or "
+            f"complex128 tensor, got {kind}{tensor.dtype} on {tensor.device}"
         )
     if tensor.dim() != 2:
         raise ConfigError(
@@ -288,7 +296,7 @@ def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
     return tensor if usable else tensor.contiguous()
 
 
-def view(snapshots: Tensor) -> tuple[int, int, int, int, int]:
+def view(snapshots: Tensor) -> _View:
     m, n = snapshots.shape
     return snapshots.data_ptr(), _DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
 
@@ -383,19 +391,16 @@ def snapshot_svd(
     return sigma, coordinates
 
 
-def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
-    """Fit every block: the dual form where it has more weights than snapshots, else the primal."""
-    m = snapshots.shape[0]
-    dual = table.sizes > m
-    rows = torch.where(dual, m, table.sizes)
-    capacity = rank_capacity(options, m, table.sizes)
+def _unfitted(
+    dual: Tensor, rows: Tensor, capacity: Tensor, *, averaged: bool = False
+) -> FittedBlocks:
+    """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
+    where snapshots may be averaged."""
     count = len(capacity)
-
-    averaged = options.block_average != 1
     vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
     lifts = int((rows * capacity).sum())
     real, pairs = torch.float64, torch.complex128
-    fitted = FittedBlocks(
+    return FittedBlocks(
         dual=dual,
         rows=rows,
         capacity=capacity,
@@ -422,6 +427,15 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         eigenvectors=torch.empty(matrices, dtype=pairs),
         amplitudes=torch.empty(vectors, dtype=pairs),
     )
+
+
+def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
+    """Fit every block: the dual form where it has more weights than snapshots, else the primal."""
+    m = snapshots.shape[0]
+    dual = table.sizes > m
+    rows = torch.where(dual, m, table.sizes)
+    capacity = rank_capacity(options, m, table.sizes)
+    fitted = _unfitted(dual, rows, capacity, averaged=options.block_average != 1)
     # Where a host copy is needed, it is made once, not again for every batch.
     in_place = options.method == "gram" and _native_device(snapshots) is not None
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
@@ -446,7 +460,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         small = ~dual & (table.sizes * options.delays <= m - options.least_snapshots + 1)
     _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
     others = torch.nonzero(~dual & ~small).flatten()
-    _fit_blocks(host, table, others, False, torch.empty(0, dtype=real), options, fitted)
+    _fit_blocks(host, table, others, False, torch.empty(0, dtype=torch.float64), options, fitted)
     return fitted.repacked()
 
 
@@ -521,6 +535,97 @@ def _fit_blocks(
         _threads(),
     )
     fitted.keep(blocks, own)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What was summed of every block, as `MomentStream` of moment_stream.h says; on the host."""
+
+    lag_offsets: Tensor  # int64 (n_blocks,)
+    sum_offsets: Tensor  # int64 (n_blocks,)
+    lags: Tensor  # float64, (delays + 1) n_b^2 a block
+    sums: Tensor  # float64, n_b a block for states, else empty
+
+    @classmethod
+    def zeros(cls, table: BlockTable, options: FitOptions) -> Moments:
+        squares, real = (int(options.delays) + 1) * table.sizes**2, torch.float64
+        return cls(
+            lag_offsets=_starts(squares),
+            sum_offsets=_starts(table.sizes),
+            lags=torch.zeros(int(squares.sum()), dtype=real),
+            sums=torch.zeros(0 if options.increments else int(table.sizes.sum()), dtype=real),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.lag_offsets, self.sum_offsets, self.lags, self.sums)
+        return sum(t.nbytes for t in tensors)
+
+
+@dataclass(frozen=True)
+class MomentStream:
+    """Moments and the snapshots that are not, or not wholly, in them."""
+
+    head: Tensor  # (q + 1, n) the first snapshots
+    recent: Tensor  # snapshots max(0, folded - q) .. the newest
+    folded: int  # observables in the moments
+    options: FitOptions
+    moments: Moments | None  # None where nothing is folded
+
+    def addresses(
+        self, table: BlockTable
+    ) -> tuple[Moments, tuple[_View, _View, int, bool, int, int, int, int, int]]:
+        """As `MomentStream` of moment_stream.h, and the owner of what it points to."""
+        none = torch.zeros(len(table.sizes), dtype=torch.int64)
+        empty = torch.empty(0, dtype=torch.float64)
+        own = self.moments or Moments(none, none, empty, empty)
+        return own, (
+            view(self.head),
+            view(self.recent),
+            self.folded,
+            self.options.increments,
+            int(self.options.delays),
+            own.lag_offsets.data_ptr(),
+            own.sum_offsets.data_ptr(),
+            own.lags.data_ptr(),
+            own.sums.data_ptr(),
+        )
+
+
+def fold_moments(stream: MomentStream, table: BlockTable, until: int) -> None:
+    """Add the recent snapshots' observables below ``until`` to the moments."""
+    arrays = table.to(torch.device("cpu"))
+    owner, addresses = stream.addresses(table)
+    # Threads cost more to wake than a small network's moments take.
+    threads = torch.get_num_threads() if owner.lags.numel() > _LAGS_OF_ONE_THREAD else 1
+    _native.fold_moments(addresses, _addresses(arrays), len(table.sizes), until, threads)
+
+
+def moment_fit(
+    stream: MomentStream, table: BlockTable, options: FitOptions, m: int, tail: int
+) -> FittedBlocks:
+    """Fit every block, in its primal form, to all ``m`` snapshots that the stream has seen.
+
+    ``rank="auto"`` predicts the latest ``tail`` observables from those before them.
+    """
+    capacity = rank_capacity(options, m, table.sizes)
+    fitted = _unfitted(torch.zeros(len(capacity), dtype=torch.bool), table.sizes, capacity)
+    arrays, blocks = table.to(torch.device("cpu")), torch.arange(len(capacity))
+    own, addresses = fitted.selected(blocks)
+    # `owner` must outlive the call: it owns the memory behind the addresses.
+    owner, stream_addresses = stream.addresses(table)
+    _native.moment_fit(
+        stream_addresses,
+        _addresses(arrays),
+        len(blocks),
+        tail,
+        packed_options(options),
+        addresses,
+        torch.get_num_threads(),
+    )
+    del owner
+    fitted.keep(blocks, own)
+    return fitted.repacked()
 
 
 def operator_power(

@@ -85,6 +85,19 @@ class FitOptions:
         fields = ("observables", "delays", "block_average", "estimator")
         return tuple(field for field in fields if getattr(self, field) == "auto")
 
+    def check_given(self, case: str) -> None:
+        """Refuse what does not go with ``case``: averages, and any choice beside the rank.
+
+        Raises:
+            ConfigError: a field is "auto", or ``block_average`` is not 1.
+        """
+        for field in self.chosen:
+            raise ConfigError(
+                f'{field}: {case}, only rank can be "auto", got {field}="auto"; choose a value'
+            )
+        if self.block_average != 1:
+            raise ConfigError(f"block_average: {case}, expected 1, got {self.block_average!r}")
+
     @property
     def least_snapshots(self) -> int:
         """Snapshots that make one pair of observables: two, one more for a difference, one more

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Koopman operators in plain torch float64: the readable twin of the native kernels.
 
+In complex128, with Hermitian inner products, it is what fits complex weights (:mod:`_complex`).
+
 One block at a time, no tricks, written to be read beside the paper (Dogra & Redman, NeurIPS 2020,
 section 3 and Algorithm 1). The native kernels are tested against this file, and both against linear
 systems whose answer is known. Nothing here is fast.
@@ -39,7 +41,14 @@ from koopfast._reference_choice import (
     in_groups,
     observe,
 )
-from koopfast._reference_reduced import Reduction, eigenbasis, hindcast, reduce, shrinker
+from koopfast._reference_reduced import (
+    Reduction,
+    as_field,
+    eigenbasis,
+    hindcast,
+    reduce,
+    shrinker,
+)
 
 # The statuses of a block.
 OK, STILL, NON_FINITE = 0, 1, 2
@@ -78,9 +87,9 @@ class BlockFit:
 
 
 def gather(snapshots: Tensor, segments: Sequence[tuple[int, int]]) -> Tensor:
-    """The columns of one block, S_b, as (m, n_b) float64."""
+    """The columns of one block, S_b, as (m, n_b) float64 or complex128."""
     columns = [snapshots[:, start : start + length] for start, length in segments]
-    return torch.cat(columns, dim=1).to(torch.float64)
+    return torch.cat(columns, dim=1).to(torch.promote_types(snapshots.dtype, torch.float64))
 
 
 def snapshot_svd(states: Tensor, *, increments: bool) -> tuple[Tensor, Tensor]:
@@ -116,11 +125,13 @@ def fit_block(
     symmetric: bool = False,
     estimator: str = "least_squares",
     unstable: str = "keep",
+    weights: int | None = None,
 ) -> BlockFit:
-    """Fit one block's operator to its snapshots (m, n_b); what is "auto" is chosen from them."""
+    """Fit one block's operator to its snapshots (m, n_b), or to coordinates of so many weights;
+    what is "auto" is chosen from them."""
     n_b = states.shape[1]
-    empty = torch.zeros(0, dtype=torch.float64)
-    nothing = empty.reshape(0, 0), empty, states.new_zeros(n_b, 0), empty.to(torch.complex128)
+    empty, none = torch.zeros(0, dtype=torch.float64), states.new_zeros(0)
+    nothing = none.reshape(0, 0), none, states.new_zeros(n_b, 0), empty.to(torch.complex128)
 
     recipe = Recipe(
         observables,
@@ -130,6 +141,7 @@ def fit_block(
         0,
         Reduction(
             n_b,
+            weights or n_b,
             observables,
             rank,
             DEFAULT_TOLERANCE["qr"] if tolerance is None else tolerance,
@@ -236,7 +248,7 @@ def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
 def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
     """Weights (len(horizons), n_b) at the given horizons, in recorded intervals (0 = now)."""
     if fit.status == NON_FINITE:
-        return torch.full((len(horizons), fit.last.shape[0]), math.nan, dtype=torch.float64)
+        return torch.full((len(horizons), fit.last.shape[0]), math.nan, dtype=fit.last.dtype)
     if fit.status == STILL:
         return fit.last.repeat(len(horizons), 1)
     values, vectors, usable = eigenbasis(fit.operator)
@@ -254,7 +266,7 @@ def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
         if usable:
             amplitudes = torch.linalg.solve(vectors, fit.start.to(vectors.dtype))
             factor = _power(values, horizon - 1) if state else geometric_sum(values, horizon)
-            y = (vectors @ (factor * amplitudes)).real
+            y = as_field(vectors @ (factor * amplitudes), fit.start)
         else:
             y = _by_squaring(fit, horizon)
         rows.append(fit.lift @ y if state else now + fit.lift @ y)

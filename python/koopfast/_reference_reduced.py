@@ -30,7 +30,8 @@ TRUSTED_ERROR = 0.5
 class Reduction:
     """What decides how the observables of a block are reduced to an operator."""
 
-    n_b: int
+    n_b: int  # rows of an observable: the block's weights, or their coordinates
+    weights: int  # of the block
     observables: str
     rank: int | float | str | None
     tolerance: float
@@ -50,8 +51,17 @@ class Reduced:
     basis: Tensor  # (n_b, k): the newest o_t of every column of Q
 
 
+def as_field(values: Tensor, like: Tensor) -> Tensor:
+    """Complex values as numbers of the field that ``like`` is of."""
+    return values if like.is_complex() else values.real
+
+
 def eigenbasis(operator: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Eigenvalues, eigenvectors of A, and whether the eigenvectors are fit to compute with."""
+    if operator.is_complex() and torch.equal(operator, operator.mH):
+        # Real eigenvalues: rounding must not choose the branch of a negative one's powers.
+        real, vectors = torch.linalg.eigh(operator)
+        return real.to(operator.dtype), vectors, True
     values, vectors = torch.linalg.eig(operator)
     usable = bool(values.numel() == 0 or torch.linalg.cond(vectors) < EIGENBASIS_CONDITION_LIMIT)
     return values, vectors, usable
@@ -68,8 +78,7 @@ def shrinker(operator: Tensor, unstable: str) -> Tensor:
     divisor = values.abs().clamp(min=1) ** (2 if unstable == "damp" else 1)
     if usable:
         scaled = vectors / divisor.to(vectors.dtype)
-        projected: Tensor = scaled @ torch.linalg.inv(vectors)
-        return projected.real
+        return as_field(scaled @ torch.linalg.inv(vectors), operator)
     return torch.eye(len(values), dtype=operator.dtype) / divisor.max()
 
 
@@ -96,10 +105,10 @@ def chosen_rank(sigma: Tensor, shape: torch.Size, limit: int, wanted: Reduction)
 
 
 def symmetric_procrustes(c: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
-    """Symmetric Procrustes (Higham 1988): minimise |A F - F'|^2 + alpha |A|^2 over A = A^T, with
-    C = Q^T F' V."""
+    """Symmetric Procrustes (Higham 1988): minimise |A F - F'|^2 + alpha |A|^2 over A = A^H, with
+    C = Q^H F' V."""
     s2 = sigma**2 + alpha
-    return (sigma[:, None] * c.T + c * sigma) / (s2[:, None] + s2)
+    return (sigma[:, None] * c.mH + c * sigma) / (s2[:, None] + s2)
 
 
 def forward_backward(v: Tensor, following: Tensor) -> Tensor | None:
@@ -116,15 +125,16 @@ def forward_backward(v: Tensor, following: Tensor) -> Tensor | None:
     sums = (seen[:, None] + seen).abs()[~torch.eye(len(seen), dtype=torch.bool)]
     if not bool((sums > OPPOSITE_EIGENVALUES * seen.abs().max()).all()):
         return None
-    squares, vectors, usable = eigenbasis(forward @ following @ following.T @ inverse.T)
-    if not usable or bool(((squares.imag == 0) & (squares.real < 0)).any()):
+    squares, vectors, usable = eigenbasis(forward @ following @ following.mH @ inverse.mH)
+    unreal = (squares.imag == 0) & (squares.real < 0)
+    if not usable or (not forward.is_complex() and bool(unreal.any())):
         return None
     complex_forward = forward.to(vectors.dtype)
     closest = torch.linalg.solve(vectors, complex_forward @ vectors).diagonal()
     roots = squares.sqrt()
     roots = torch.where((roots.conj() * closest).real < 0, -roots, roots)
     result: Tensor = torch.linalg.solve(vectors, vectors * roots, left=False)
-    return result.real
+    return as_field(result, forward)
 
 
 def project_pairs(
@@ -137,33 +147,34 @@ def project_pairs(
     _, sigma, vt = torch.linalg.svd(torch.cat((f, f_next)), full_matrices=False)
     if k < len(sigma) and float(sigma[k]) > SINGULAR_GAP * float(sigma[k - 1]):
         return None
-    basis = vt[: int((sigma[:k] > tolerance * sigma[0]).sum())].T
+    basis = vt[: int((sigma[:k] > tolerance * sigma[0]).sum())].mH
     q, sigma, vt = torch.linalg.svd(f @ basis, full_matrices=False)
     r = int((sigma > tolerance * sigma[0]).sum())
-    return q[:, :r], sigma[:r], basis @ vt[:r].T
+    return q[:, :r], sigma[:r], basis @ vt[:r].mH
 
 
 def reduce(h: Tensor, limit: int, wanted: Reduction) -> Reduced:
     """Fit h_{t+1} = U h_t over the rows of h and express it in the leading left singular basis."""
     f, f_next = h[:-1].T, h[1:].T
     q, all_sigma, vt = torch.linalg.svd(f, full_matrices=False)
-    k = chosen_rank(all_sigma, f.shape, limit, wanted)
-    q, sigma, v = q[:, :k], all_sigma[:k], vt[:k].T
+    whole = torch.Size((wanted.weights * (f.shape[0] // wanted.n_b), f.shape[1]))
+    k = chosen_rank(all_sigma, whole, limit, wanted)
+    q, sigma, v = q[:, :k], all_sigma[:k], vt[:k].mH
     if wanted.estimator == "total_least_squares" and k > 0:
         q, sigma, v = project_pairs(f, f_next, k, wanted.tolerance) or (q, sigma, v)
     alpha = wanted.ridge * sigma[:1] ** 2
     operator: Tensor | None = None
     if wanted.estimator == "symmetric":
-        operator = symmetric_procrustes(q.T @ f_next @ v, sigma, alpha)
+        operator = symmetric_procrustes(q.mH @ f_next @ v, sigma, alpha)
     elif wanted.estimator == "forward_backward" and k > 0:
-        root = forward_backward(v, (q.T @ f_next) / sigma[:, None])
+        root = forward_backward(v, (q.mH @ f_next) / sigma[:, None])
         operator = None if root is None else sigma[:, None] * root / sigma
     if operator is None:
         image = f_next @ v / (sigma + alpha / sigma)  # U Q
-        operator = q.T @ image
+        operator = q.mH @ image
     else:
         image = q @ operator
-    return Reduced(all_sigma, operator, q.T @ h[-1], image[: wanted.n_b], q[: wanted.n_b])
+    return Reduced(all_sigma, operator, q.mH @ h[-1], image[: wanted.n_b], q[: wanted.n_b])
 
 
 def candidate_ranks(limit: int) -> list[int]:
@@ -194,7 +205,7 @@ def hindcast(h: Tensor, limit: int, wanted: Reduction) -> tuple[int, float, floa
     fitted = reduce(h[: split + 1], limit, wanted)
     truth = h[split + 1 :, :n_b]
     truth = truth - h[split, :n_b] if state else truth.cumsum(0)
-    scale = float((truth**2).sum())
+    scale = float(truth.norm() ** 2)
     best_rank, best_error, trusted = 0, 1.0, 0.0
     if scale == 0:
         return best_rank, best_error, trusted
@@ -217,7 +228,7 @@ def hindcast(h: Tensor, limit: int, wanted: Reduction) -> tuple[int, float, floa
             y = a @ y
         predicted = torch.stack(rows)
         predicted = predicted - h[split, :n_b] if state else predicted.cumsum(0)
-        error = math.sqrt(float(((predicted - truth) ** 2).sum()) / scale)
+        error = math.sqrt(float((predicted - truth).norm() ** 2) / scale)
         if error < best_error:  # NaN compares false: a diverging rank is never the best
             best_rank, best_error = candidate, error
             trusted = trusted_intervals(predicted, truth)

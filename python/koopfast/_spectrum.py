@@ -38,7 +38,8 @@ def expanded(coefficients: Tensor, snapshots: Tensor, segments: list[tuple[int, 
     for start, length in segments:
         for first in range(start, start + length, _COLUMNS):
             end = min(first + _COLUMNS, start + length)
-            rows = snapshots[:, first:end].cpu().to(torch.float64)
+            rows = snapshots[:, first:end].cpu()
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float64))
             moved = (rows - rows[-1]).T.to(coefficients.dtype)
             pieces.append(moved @ coefficients + rows[-1][:, None] * total)
     return torch.cat(pieces)

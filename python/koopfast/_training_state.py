@@ -14,6 +14,7 @@ from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller
 from koopfast.errors import CheckpointError, ConfigError, KoopfastError
 from koopfast.history import History
+from koopfast.moments import MomentBuffer
 from koopfast.parameters import ParameterVector
 from koopfast.snapshots import SnapshotBuffer
 
@@ -59,7 +60,7 @@ def pack(
     config: KoopmanConfig,
     parameters: ParameterVector,
     history: History,
-    snapshots: SnapshotBuffer,
+    snapshots: SnapshotBuffer | MomentBuffer,
     enabled: bool,
     idle: int,
     lag: int,
@@ -93,7 +94,7 @@ def unpack(
     state: Any,
     config: KoopmanConfig,
     parameters: ParameterVector,
-    snapshots: SnapshotBuffer,
+    snapshots: SnapshotBuffer | MomentBuffer,
     controller: Controller | None = None,
 ) -> TrainingState:
     """Check ``state`` against a trainer's configuration and parameters and read it.

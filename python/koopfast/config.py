@@ -56,10 +56,13 @@ class KoopmanConfig(FitOptions):
             as many as ``delays`` need.
         stride: optimizer steps from one snapshot to the next. "auto" sets itself as training goes
             on, together with the horizon and with when to try at all
-            (:mod:`koopfast.controller`); that needs ``horizon="search"`` and ``guard="probe"``,
-            and is 4 without them.
+            (:mod:`koopfast.controller`); that needs ``horizon="search"`` and ``guard="probe"``
+            and snapshots that are kept, and is 4 without them.
         average: store the mean over each ``stride`` steps instead of the last one; against noise.
             "auto" does so where the stride sets itself and is above 1.
+        streaming: sum up the moments of the snapshots as they arrive instead of keeping the
+            snapshots (:class:`~koopfast.MomentBuffer`): for long windows of small blocks, such as
+            the paper's nodes.
         rank: directions kept in a block: a number, "auto" (chosen from the data by hindcast), a
             float between 0 and 1 (as many as hold that fraction of the energy), "gavish-donoho"
             (the optimal threshold against noise), or None (all whose singular value lies above
@@ -107,6 +110,7 @@ class KoopmanConfig(FitOptions):
     window: int | Literal["auto"] = "auto"
     stride: int | Literal["auto"] = "auto"
     average: bool | Literal["auto"] = "auto"
+    streaming: bool = False
     horizon: int | Literal["search"] = "search"
     max_horizon: int = 256
     guard: Literal["probe", "finite"] = "probe"
@@ -136,6 +140,15 @@ class KoopmanConfig(FitOptions):
                     "overhead: expected a share of the training time above 0 and up to 1, or None, "
                     f"got {given!r}"
                 )
+        if not isinstance(self.streaming, bool):
+            raise ConfigError(f"streaming: expected True or False, got {self.streaming!r}")
+        if self.streaming:
+            self.check_given("with streaming=True")
+        if self.streaming and self.method != "gram":
+            raise ConfigError(
+                f'method: streaming=True keeps Gram matrices, so only "gram" goes with it, got '
+                f"{self.method!r}"
+            )
         if self.probe_gradients != "auto" and not isinstance(self.probe_gradients, bool):
             raise ConfigError(
                 f'probe_gradients: expected True, False or "auto", got {self.probe_gradients!r}'
@@ -228,7 +241,8 @@ class KoopmanConfig(FitOptions):
     @property
     def adaptive(self) -> bool:
         """Whether stride, horizon and the moments to jump set themselves."""
-        return self.stride == "auto" and self.horizon == "search" and self.guard == "probe"
+        sets_itself = self.stride == "auto" and self.horizon == "search"
+        return sets_itself and self.guard == "probe" and not self.streaming
 
     @property
     def snapshots(self) -> int:

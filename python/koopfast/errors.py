@@ -26,7 +26,7 @@ class ConfigError(KoopfastError, ValueError):
 
 
 class UnsupportedParameterError(KoopfastError, TypeError):
-    """A parameter is of a kind that has no Koopman fit (integer, complex, sparse, meta, ...)."""
+    """A parameter is of a kind that has no Koopman fit (integer, sparse, meta, ...)."""
 
 
 class ParameterChangedError(KoopfastError, RuntimeError):

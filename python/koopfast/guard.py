@@ -307,7 +307,7 @@ def _is_finite(parameters: ParameterVector, weights: Tensor) -> bool:
     """True if each weight is finite in its own parameter's dtype (float16 overflows early)."""
     if all(p.dtype == weights.dtype for p in parameters.parameters):
         return bool(torch.isfinite(weights).all())
-    views = zip(parameters.views(weights), parameters.parameters, strict=True)
+    views = zip(parameters.values(weights), parameters.parameters, strict=True)
     return all(bool(torch.isfinite(view.to(p.dtype)).all()) for view, p in views)
 
 

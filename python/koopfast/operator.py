@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _ops, _single_weights, _spectrum
+from koopfast import _complex, _ops, _single_weights, _spectrum
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
 from koopfast._single_weights import SingleWeights
@@ -49,7 +49,8 @@ class Choice:
 class KoopmanOperator:
     """One linear operator a block of weights, fitted to their recorded evolution.
 
-    Made by :meth:`fit`; :meth:`predict` applies powers of it. The operator keeps a reference to
+    Made by :meth:`fit`, or by :meth:`MomentBuffer.fit <koopfast.MomentBuffer.fit>` without a window
+    of snapshots; :meth:`predict` applies powers of it. The operator keeps a reference to
     the snapshots, not a copy: they must stay as they are until the last prediction.
 
     Attributes:
@@ -63,18 +64,18 @@ class KoopmanOperator:
         self,
         snapshots: Tensor,
         partition: Partition,
-        options: FitOptions,
+        table: _ops.BlockTable | None,
+        fitted: SingleWeights | _ops.FittedBlocks,
+        *,
+        observables: str,
+        m: int,
     ) -> None:
         self.partition = partition
-        self.observables = options.observables
-        self.m, self.n = snapshots.shape
-        self._snapshots = snapshots
-        self._fit: SingleWeights | _ops.FittedBlocks
-        if _single_weights.fits(snapshots, partition, options):
-            self._fit = SingleWeights.fit(snapshots, partition, options)
-        else:
-            self._table = _ops.BlockTable(partition)
-            self._fit = _ops.operator_fit(snapshots, self._table, options)
+        self.observables = observables
+        self.m, self.n = m, snapshots.shape[1]
+        self._snapshots = snapshots  # all of them, or only the last where no block is dual
+        self._table = table
+        self._fit = fitted
 
     @property
     def status(self) -> Tensor:
@@ -129,9 +130,11 @@ class KoopmanOperator:
         """Fit the operator of each block to recorded states.
 
         Args:
-            snapshots: (m, n), a torch tensor or numpy array of float16, bfloat16, float32 or
-                float64, one recorded state a row, in time order. Rows must be contiguous (other
-                layouts are copied), row strides larger than n are fine.
+            snapshots: (m, n), a torch tensor or numpy array of float16, bfloat16, float32,
+                float64, complex64 or complex128, one recorded state a row, in time order. Rows
+                must be contiguous (other layouts are copied), row strides larger than n are fine.
+                Complex states get complex operators with Hermitian inner products, fitted block
+                after block in plain torch: some milliseconds a block.
             partition: the blocks (default: one block of all weights).
             auto: choose observables, rank, delays, block_average and estimator for each block from
                 its own snapshots, as far as they are left at their defaults; each can also be
@@ -164,8 +167,9 @@ class KoopmanOperator:
             ridge: Tikhonov regularisation: the operator minimises |U F - F'|^2 + alpha |U|^2 with
                 alpha = ridge * sigma_1^2, sigma_1 the largest singular value of the block's F. A
                 direction of singular value sigma is damped by sigma^2 / (sigma^2 + alpha).
-            symmetric: fit a self-adjoint operator (symmetric Procrustes, Higham 1988): real
-                spectrum, as the gradient flow of a loss has near a minimum.
+            symmetric: fit a self-adjoint operator (symmetric Procrustes, Higham 1988; Hermitian
+                for complex states): real spectrum, as the gradient flow of a loss has near a
+                minimum.
             estimator: how the operator is fitted to noisy snapshots. "least_squares" (exact DMD, Tu
                 et al. 2014) takes the noise of F for motion, and its eigenvalues shrink.
                 "forward_backward" (Dawson, Hemati, Williams & Rowley 2016, Exp. Fluids 57:42)
@@ -242,7 +246,16 @@ class KoopmanOperator:
                 f"block_average={block_average} need at least {options.least_snapshots} recorded "
                 f"states, got {m}"
             )
-        return cls(states, partition, options)
+        table: _ops.BlockTable | None = None
+        fitted: SingleWeights | _ops.FittedBlocks
+        if states.is_complex():
+            fitted = _complex.operator_fit(states, partition, options)
+        elif _single_weights.fits(states, partition, options):
+            fitted = SingleWeights.fit(states, partition, options)
+        else:
+            table = _ops.BlockTable(partition)
+            fitted = _ops.operator_fit(states, table, options)
+        return cls(states, partition, table, fitted, observables=options.observables, m=m)
 
     def predict(self, horizons: ArrayLike, *, out: Tensor | None = None) -> Tensor:
         """Weights at each horizon, (len(horizons), n), in the snapshots' dtype and on their device.
@@ -274,14 +287,19 @@ class KoopmanOperator:
             )
         elif (self.n > 1 and out.stride(1) != 1) or (len(out) > 1 and out.stride(0) < self.n):
             raise ConfigError(f"out: expected contiguous rows, got strides {out.stride()}")
-        elif out.requires_grad or out.is_neg():
+        elif out.requires_grad or out.is_neg() or out.is_conj():
             raise ConfigError("out: expected a plain tensor; pass out.detach() or a new one")
         elif out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr():
             raise ConfigError("out: it shares its memory with the snapshots; pass a new tensor")
         if isinstance(self._fit, SingleWeights):
             self._fit.predict(wanted, out)
+        elif like.is_complex():
+            _complex.predict(
+                like, self.partition, self._fit, wanted, out, observables=self.observables
+            )
         else:
-            _ops.predict(like, self._table, self._fit, wanted, out)
+            table = _ops.BlockTable(self.partition) if self._table is None else self._table
+            _ops.predict(like, table, self._fit, wanted, out)
         return out
 
     @property

@@ -22,7 +22,14 @@ __all__ = ["ParameterVector", "trainable_parameters"]
 
 _Tensors: TypeAlias = "list[Tensor] | tuple[Tensor, ...]"
 
-_SUPPORTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SUPPORTED = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
 
 
 def trainable_parameters(
@@ -36,8 +43,9 @@ def trainable_parameters(
 
     Raises:
         ConfigError: nothing is left, or the optimizer holds a parameter that the model does not.
-        UnsupportedParameterError: a parameter is not a dense float16, bfloat16, float32 or float64
-            tensor with data, or the parameters lie on more than one device.
+        UnsupportedParameterError: a parameter is not a dense tensor with data of float16, bfloat16,
+            float32, float64, complex64 or complex128, or the parameters lie on more than one
+            device.
 
     Example:
         >>> from torch import nn
@@ -116,7 +124,7 @@ class ParameterVector:
         starts: index of each one's first number in the flat vector.
         lengths: how many numbers each one has.
         n: how many there are together.
-        dtype: what all their dtypes promote to.
+        dtype: what all their dtypes promote to: a complex one, where any of them is.
         device: where they all lie.
 
     Raises:
@@ -163,6 +171,14 @@ class ParameterVector:
         pieces = torch.split(row, self._split)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
+    def values(self, row: Tensor) -> list[Tensor]:
+        """As :meth:`views`, of a complex row the real parts where the parameter is real."""
+        views = self.views(row)
+        if not row.is_complex():
+            return views
+        pairs = zip(views, self.parameters, strict=True)
+        return [view if p.is_complex() else view.real for view, p in pairs]
+
     def read(self) -> Tensor:
         """A copy of the parameters as a new flat vector, (n,), of :attr:`dtype`."""
         row = torch.empty(self.n, dtype=self.dtype, device=self.device)
@@ -184,19 +200,22 @@ class ParameterVector:
     def write(self, flat: Tensor) -> None:
         """Copy ``flat``, (n,), into the parameters, converted to each one's dtype and device.
 
+        Of complex numbers, a real parameter takes the real part.
+
         All or nothing: should anything go wrong on the way (an interrupt from the keyboard too),
         every parameter is restored bit for bit and the exception goes on. The parameters are
         changed in place, so optimizer state, hooks and other references to them stay good.
 
         Raises:
-            ConfigError: ``flat`` is not a floating-point tensor of shape (n,).
+            ConfigError: ``flat`` is not a floating-point tensor of shape (n,), or complex where
+                no parameter is.
             ParameterChangedError: as :meth:`check_unchanged`.
         """
         self._check_row(flat, "flat")
-        if not flat.is_floating_point():
+        if not flat.is_floating_point() and not (flat.is_complex() and self.dtype.is_complex):
             raise ConfigError(f"flat: expected a floating-point tensor, got {flat.dtype}")
         self.check_unchanged()
-        sources = self.views(flat.detach())
+        sources = self.values(flat.detach())
         # Clones, not one flat backup: a round trip through a wider dtype need not keep the bits
         # of a NaN, and a clone keeps the memory format, which makes the way back a plain memcpy.
         before = [p.detach().clone() for p in self.parameters]
@@ -281,8 +300,6 @@ def _check_supported(name: str, p: Tensor) -> None:
         came, advice = f"quantized {p.dtype}", "leave it out or freeze it"
     elif p.layout != torch.strided:
         came, advice = f"layout {p.layout}", "make it dense, leave it out or freeze it"
-    elif p.is_complex():
-        came, advice = f"complex {p.dtype}", "hold its real view (torch.view_as_real) instead"
     elif p.dtype not in _SUPPORTED:
         came, advice = f"dtype {p.dtype}", "leave it out or freeze it"
     elif hasattr(p, "__tensor_flatten__"):
@@ -292,8 +309,8 @@ def _check_supported(name: str, p: Tensor) -> None:
     else:
         return
     raise UnsupportedParameterError(
-        f"parameter '{name}': expected a dense float16, bfloat16, float32 or float64 tensor, "
-        f"got {came}; {advice}"
+        f"parameter '{name}': expected a dense float16, bfloat16, float32, float64, complex64 or "
+        f"complex128 tensor, got {came}; {advice}"
     )
 
 

@@ -46,7 +46,7 @@ class SnapshotBuffer:
 
     Raises:
         ConfigError: ``capacity`` below 2 or ``stride`` below 1, or nothing to record.
-        UnsupportedParameterError: a parameter is integer, complex, sparse, on the meta device, ...
+        UnsupportedParameterError: a parameter is integer, sparse, on the meta device, ...
 
     Example:
         >>> from torch import nn
@@ -149,6 +149,16 @@ class SnapshotBuffer:
         self._phase = 0
         self.stride = self.stride if stride is None else whole("stride", stride, 1)
         self.average = self.average if average is None else bool(average)
+
+    def drop_oldest(self, count: int) -> None:
+        """Forget the first ``count`` rows; the others move up."""
+        kept = self._count - count
+        if self._rows is not None and count > 0:
+            # Piece by piece: source and destination of one copy must not overlap.
+            for first in range(0, kept, count):
+                end = min(first + count, kept)
+                self._rows[first:end].copy_(self._rows[first + count : end + count])
+        self._count = kept
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, the running sum and the place in the stride, as numbers, strings and tensors.

@@ -44,6 +44,7 @@ from koopfast.errors import (
 from koopfast.guard import Guard, Look, Probe, Verdict
 from koopfast.history import Counters, History, HistoryMark, JumpRecord, Spread
 from koopfast.loggers import Logger, jump_values
+from koopfast.moments import MomentBuffer
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
 from koopfast.snapshots import SnapshotBuffer
@@ -347,9 +348,18 @@ class KoopmanTrainer:
 
     def _look_ahead(self, probe: Probe | None) -> None:
         """Probe in mid-window, where the controller wants to know how the loss moves."""
-        controller, left = self._controller, self._snapshots.steps_left
-        if controller is not None and probe is not None and controller.wants_look(left):
+        controller = self._controller
+        if controller is None or probe is None:
+            return
+        left = self._rows.steps_left
+        if controller.wants_look(left):
             controller.look(self._look(controller, probe).loss, left)
+
+    @property
+    def _rows(self) -> SnapshotBuffer:
+        """The snapshots where they are kept, as always under a controller."""
+        assert isinstance(self._snapshots, SnapshotBuffer)
+        return self._snapshots
 
     def _look(self, controller: Controller, probe: Probe) -> Look:
         """The loss now, outside of any jump."""
@@ -482,17 +492,12 @@ class KoopmanTrainer:
 
     def _attempt(self, probe: Probe | None, savepoint: Savepoint, look: Look | None) -> JumpRecord:
         """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
-        config = self.config
         step = self.history.counters.optimizer_steps
         seconds_fit, probed = 0.0, {} if look is None else _probed(look)
         started = perf_counter()
         try:
             with _fit_failures():
-                operator = KoopmanOperator.fit(
-                    self._snapshots.snapshots,
-                    self._partition,
-                    **dataclasses.asdict(config.fit_options),
-                )
+                operator = self._fitted()
             seconds_fit = perf_counter() - started
             self.operator = operator
             verdict, seconds_predict = self._judge(operator, probe, savepoint, look)
@@ -517,7 +522,7 @@ class KoopmanTrainer:
     ) -> tuple[Verdict, float]:
         """What the guard says to the operator's predictions, and the seconds these took."""
         guard, parameters, controller = self._guard, self._parameters, self._controller
-        averaged = controller is not None and self._snapshots.average
+        averaged = controller is not None and self._rows.average
         verdict = _refusal(operator, **({} if look is None else _probed(look)))
         # Where nothing is predicted, the mean of the snapshots may still be better than the last.
         if verdict is not None and not (averaged and verdict.kind == "still"):
@@ -531,7 +536,7 @@ class KoopmanTrainer:
             controller.spend(1, len(look.parts))
             controller.begin(look.loss)
         predictions = Predictions(
-            self._snapshots, _unless_it_fails(operator), self._lag, _CANDIDATE_BYTES
+            self._rows, _unless_it_fails(operator), self._lag, _CANDIDATE_BYTES
         )
         search = predictions.search(controller.search(look.loss, averaged, still=operator.still))
         verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
@@ -545,6 +550,14 @@ class KoopmanTrainer:
             return wanted
         chosen = self._controller.leave(record.accepted, wanted == "auto" and state.resettable)
         return chosen if wanted == "auto" else wanted
+
+    def _fitted(self) -> KoopmanOperator:
+        options = self.config.fit_options
+        if isinstance(self._snapshots, MomentBuffer):
+            return self._snapshots.fit_with(options)
+        return KoopmanOperator.fit(
+            self._snapshots.snapshots, self._partition, **dataclasses.asdict(options)
+        )
 
     def _settle(
         self, savepoint: Savepoint, optimizer_state: OptimizerState, treatment: str
@@ -588,7 +601,7 @@ class KoopmanTrainer:
         if controller is None:
             self._snapshots.clear()
         else:
-            self._snapshots.clear(stride=controller.stride, average=controller.average)
+            self._rows.clear(stride=controller.stride, average=controller.average)
         self._weight_watch.forget()
         self._lag = 0
 
@@ -616,8 +629,21 @@ class KoopmanTrainer:
         config = self.config
         return Controller(config.snapshots, config.max_horizon) if config.adaptive else None
 
-    def _new_buffer(self) -> SnapshotBuffer:
+    def _new_buffer(self) -> SnapshotBuffer | MomentBuffer:
         config = self.config
+        if self._parameters.dtype.is_complex:
+            config.check_given("of complex parameters")
+        if config.streaming:
+            return MomentBuffer(
+                self._parameters,
+                self._partition,
+                observables="increments" if config.increments else "state",
+                delays=int(config.delays),
+                stride=config.first_stride,
+                average=config.average is True,
+                capacity=config.snapshots,
+                **({} if config.max_bytes is None else {"max_bytes": config.max_bytes}),
+            )
         window, adaptive = config.snapshots, self._controller is not None
         # A stride that sets itself may come to average, which takes a row more.
         stride = 2 if adaptive else config.first_stride
@@ -869,7 +895,7 @@ class _Predictions:
 
     def __init__(
         self,
-        snapshots: SnapshotBuffer,
+        snapshots: SnapshotBuffer | MomentBuffer,
         operator: KoopmanOperator,
         horizons: Sequence[int],
         lag: int,
