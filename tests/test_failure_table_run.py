@@ -31,22 +31,19 @@ class Odd(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
-        if weight.is_complex():
-            self.weight.requires_grad_()
 
 
 @pytest.mark.parametrize(
     ("weight", "came"),
     [
-        (torch.ones(3, dtype=torch.complex64), r"complex torch\.complex64; .*real view"),
         (torch.ones(3, device="meta"), r"on the meta device; materialise it"),
         (torch.eye(3).to_sparse(), r"layout torch\.sparse_coo; make it dense"),
     ],
 )
-def test_complex_meta_or_sparse_parameters(weight: Tensor, came: str) -> None:
+def test_meta_or_sparse_parameters(weight: Tensor, came: str) -> None:
     """Refused by name before anything is recorded; left out of the optimizer they are no matter.
 
-    Once complex parameters have a fit, their row moves to what is recorded and jumps.
+    Complex ones are recorded and jump: test_complex.py.
     """
     model = nn.ModuleDict({"odd": Odd(weight), "plain": nn.Linear(2, 1)})
     message = rf"parameter 'odd\.weight': expected a dense .* got .*{came}"
