@@ -141,7 +141,7 @@ def unpack(
         rates=_rates(state, "rates"),
         noted=_sample(state, "noted"),
     )
-    if controller is not None:
+    if controller is not None and isinstance(snapshots, SnapshotBuffer):
         controller.load_state_dict(state["controller"])
         snapshots.clear(stride=controller.stride, average=controller.average)
     try:

@@ -26,6 +26,10 @@ __all__ = ["MomentBuffer"]
 _TOGETHER = 32
 
 
+# What moments and recent snapshots may take together unless told otherwise.
+DEFAULT_MAX_BYTES = 1 << 28
+
+
 class MomentBuffer:
     """What a fit needs of a training run of any length, recorded as it goes.
 
@@ -86,7 +90,7 @@ class MomentBuffer:
         average: bool = False,
         held_out: int = 16,
         capacity: int | None = None,
-        max_bytes: int = 1 << 28,
+        max_bytes: int = DEFAULT_MAX_BYTES,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         options = FitOptions(observables=observables, delays=delays)

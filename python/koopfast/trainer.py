@@ -44,7 +44,7 @@ from koopfast.errors import (
 from koopfast.guard import Guard, Look, Probe, Verdict
 from koopfast.history import Counters, History, HistoryMark, JumpRecord, Spread
 from koopfast.loggers import Logger, jump_values
-from koopfast.moments import MomentBuffer
+from koopfast.moments import DEFAULT_MAX_BYTES, MomentBuffer
 from koopfast.operator import KoopmanOperator
 from koopfast.parameters import ParameterVector, trainable_parameters
 from koopfast.snapshots import SnapshotBuffer
@@ -642,7 +642,7 @@ class KoopmanTrainer:
                 stride=config.first_stride,
                 average=config.average is True,
                 capacity=config.snapshots,
-                **({} if config.max_bytes is None else {"max_bytes": config.max_bytes}),
+                max_bytes=DEFAULT_MAX_BYTES if config.max_bytes is None else config.max_bytes,
             )
         window, adaptive = config.snapshots, self._controller is not None
         # A stride that sets itself may come to average, which takes a row more.
@@ -835,7 +835,10 @@ class KoopmanTrainer:
     def _checked(
         self, state: Any
     ) -> tuple[
-        SnapshotBuffer, Controller | None, ReturnPoint | None, _training_state.TrainingState
+        SnapshotBuffer | MomentBuffer,
+        Controller | None,
+        ReturnPoint | None,
+        _training_state.TrainingState,
     ]:
         """What is in ``state``, if it fits; nothing is changed."""
         self._refuse_reentry()
@@ -960,7 +963,7 @@ def _probed(look: Look) -> dict[str, Any]:
     return {"loss_before": look.loss, "probe_evaluations": 1, "seconds_probe": look.seconds}
 
 
-def _horizons(config: KoopmanConfig, snapshots: SnapshotBuffer) -> list[int]:
+def _horizons(config: KoopmanConfig, snapshots: SnapshotBuffer | MomentBuffer) -> list[int]:
     """Horizons to try, in optimizer steps: the fixed one, or ¼, ½, 1, 2, 4 … windows.
 
     A window spans the intervals between its snapshots. The longest horizon is
