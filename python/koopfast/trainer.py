@@ -853,7 +853,7 @@ class KoopmanTrainer:
 
     def _adopt(
         self,
-        snapshots: SnapshotBuffer,
+        snapshots: SnapshotBuffer | MomentBuffer,
         controller: Controller | None,
         undo: ReturnPoint | None,
         loaded: _training_state.TrainingState,
