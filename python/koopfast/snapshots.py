@@ -143,7 +143,8 @@ class SnapshotBuffer:
         """Forget all rows and a stride that has begun; the memory is kept for the next window.
 
         Args:
-            stride, average: of the next window; None leaves them as they are.
+            stride: of the next window; None leaves it as it is.
+            average: the same.
         """
         self._count = 0
         self._phase = 0
