@@ -120,12 +120,19 @@ def test_training_in_threads() -> None:
 
 FORKED = """
 import os, sys, torch
-from koopfast import KoopmanOperator, KoopmanTrainer, Partition
+from koopfast import KoopmanOperator, KoopmanTrainer, MomentBuffer, Partition
 from training_runs import assert_same, smooth_run
 def predicted():
     snapshots = torch.linspace(1, 2, 60, dtype=torch.float64).view(6, 10).exp()
     parts = Partition.from_segments([[(0, 5)], [(5, 5)]], 10)
-    return KoopmanOperator.fit(snapshots, parts).predict([1, 2])
+    single = Partition.from_segments([[(i, 1)] for i in range(10)], 10)
+    uneven = Partition.from_segments([[(0, 3)], [(3, 7)]], 10)
+    buffer = MomentBuffer(None, parts, dtype=torch.float64)
+    for row in snapshots:
+        buffer.record(row)
+    fits = [KoopmanOperator.fit(snapshots, p, rank=1) for p in (parts, single, uneven)]
+    fits += [KoopmanOperator.fit(snapshots, parts), buffer.fit(rank=1)]
+    return [fit.predict([1, 2.5]) for fit in fits]
 def train():
     run = smooth_run("adam")
     run.train(KoopmanTrainer(run.model, run.optimizer, window=6, stride=1, partition="node"), 20)

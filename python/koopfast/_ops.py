@@ -61,7 +61,7 @@ _FARTHEST = 2.0**53
 _PROCESS = os.getpid()
 
 
-def _threads() -> int:
+def thread_count() -> int:
     """torch's thread count; one in a forked child, where the parent's OpenMP threads are missing
     and libgomp would wait for them for ever."""
     return torch.get_num_threads() if os.getpid() == _PROCESS else 1
@@ -202,7 +202,7 @@ class FittedBlocks:
         whole = dataclasses.replace(self, **{name: getattr(self, name).clone() for name in copied})
         everything = torch.arange(len(self.rank))
         own, addresses = whole.selected(everything)
-        _native.operator_spectrum(addresses, len(everything), torch.get_num_threads())
+        _native.operator_spectrum(addresses, len(everything), thread_count())
         whole.spectrum.copy_(own["spectrum"])
         return whole
 
@@ -336,7 +336,7 @@ def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows:
             len(blocks),
             _ROWS[rows],
             grams.data_ptr(),
-            _threads(),
+            thread_count(),
             device.type == "cuda",
             _stream(device),
         )
@@ -361,7 +361,7 @@ def snapshot_svd(
     """
     m, count = snapshots.shape[0], len(blocks)
     sigma = torch.empty((count, m), dtype=torch.float64)
-    threads = _threads()
+    threads = thread_count()
     if method == "gram":
         source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
         coordinates = snapshot_gram(source, table, blocks, rows=rows).cpu()
@@ -488,7 +488,7 @@ def _fit_grams(
         grams.shape[1],
         packed_options(options),
         addresses,
-        torch.get_num_threads(),
+        thread_count(),
     )
     fitted.keep(blocks, own)
 
@@ -506,7 +506,7 @@ def _fit_primal(
         len(blocks),
         packed_options(options),
         addresses,
-        torch.get_num_threads(),
+        thread_count(),
     )
     fitted.keep(blocks, own)
 
@@ -532,7 +532,7 @@ def _fit_blocks(
         coordinates.data_ptr(),
         packed_options(options),
         addresses,
-        _threads(),
+        thread_count(),
     )
     fitted.keep(blocks, own)
 
@@ -597,7 +597,7 @@ def fold_moments(stream: MomentStream, table: BlockTable, until: int) -> None:
     arrays = table.to(torch.device("cpu"))
     owner, addresses = stream.addresses(table)
     # Threads cost more to wake than a small network's moments take.
-    threads = torch.get_num_threads() if owner.lags.numel() > _LAGS_OF_ONE_THREAD else 1
+    threads = thread_count() if owner.lags.numel() > _LAGS_OF_ONE_THREAD else 1
     _native.fold_moments(addresses, _addresses(arrays), len(table.sizes), until, threads)
 
 
@@ -621,7 +621,7 @@ def moment_fit(
         tail,
         packed_options(options),
         addresses,
-        torch.get_num_threads(),
+        thread_count(),
     )
     del owner
     fitted.keep(blocks, own)
@@ -649,7 +649,7 @@ def operator_power(
         value_offsets.data_ptr(),
         values.data_ptr(),
         base.data_ptr(),
-        _threads(),
+        thread_count(),
     )
     del own
     return values, value_offsets, base
@@ -708,7 +708,7 @@ def _combine(
             base.shape[1],
             out.data_ptr(),
             max(out.shape[1], out.stride(0)),
-            _threads(),
+            thread_count(),
             device.type == "cuda",
             _stream(device),
         )

@@ -57,7 +57,7 @@ class SingleWeights:
             _ops.UNSTABLE[options.unstable],
             squares.data_ptr(),
             factors.data_ptr(),
-            torch.get_num_threads(),
+            _ops.thread_count(),
         )
         code = _ops.estimator_code(options)
         return cls(snapshots, partition, options.increments, code, squares, factors)
@@ -74,7 +74,7 @@ class SingleWeights:
             len(wanted),
             out.data_ptr(),
             max(out.shape[1], out.stride(0)),
-            torch.get_num_threads(),
+            _ops.thread_count(),
         )
 
     @cached_property
