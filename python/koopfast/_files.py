@@ -75,6 +75,18 @@ def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     return write_whole(path, f"{text}\n".encode())
 
 
+def jsonable(value: Any) -> Any:
+    """JSON has neither tensors nor NaN and infinity: lists and strings stand for them."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    # A tensor or an array, known without importing either.
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

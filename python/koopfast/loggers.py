@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from koopfast._files import check_file_name
+from koopfast._files import check_file_name, jsonable
 from koopfast.errors import ConfigError
 from koopfast.history import Counters, JumpRecord
 
@@ -73,7 +72,7 @@ class JsonlLogger:
         Raises:
             OSError: the file cannot be written.
         """
-        line = {f"{_PREFIX}step": step, **{key: _jsonable(v) for key, v in values.items()}}
+        line = jsonable({f"{_PREFIX}step": step, **values})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -143,7 +142,3 @@ def _check_method(value: Any, name: str, argument: str) -> None:
 
 def _short(value: float | str) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _jsonable(value: float | str) -> float | str:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

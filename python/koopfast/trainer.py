@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from koopfast import _attach, _optimizer_checkpoint, _training_loop, _training_state
 from koopfast._adaptive import Predictions
-from koopfast._files import check_file_name, write_whole
+from koopfast._files import check_file_name, jsonable, write_whole
 from koopfast._rank import is_first_rank
 from koopfast._savepoint import (
     Buffers,
@@ -758,7 +758,7 @@ class KoopmanTrainer:
         check_file_name(path)
         if Path(path).suffix == ".json":
             data = {"config": self.config.to_dict(), "history": self.history.to_dict()}
-            text = json.dumps(_jsonable(data), indent=1, allow_nan=False)
+            text = json.dumps(jsonable(data), indent=1, allow_nan=False)
             return write_whole(path, f"{text}\n".encode())
         from koopfast.report import write_trainer_report
 
@@ -1034,16 +1034,3 @@ def _levels_to_caller() -> int:
     while frame is not None and frame.f_code.co_filename.startswith(package):
         frame, frames = frame.f_back, frames + 1
     return frames
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON has neither tensors nor NaN and infinity: lists and strings stand for them."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from koopfast._files import jsonable
 
 __all__ = ["add_output_arguments", "add_seed", "lines", "show"]
 
@@ -30,7 +31,7 @@ def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
 def show(options: argparse.Namespace, facts: dict[str, Any], text: Sequence[str]) -> None:
     """Print ``facts`` as JSON, or ``text``, or its last line, as the options say."""
     if options.json:
-        print(json.dumps(_finite(facts), indent=2, allow_nan=False))
+        print(json.dumps(jsonable(facts), indent=2, allow_nan=False))
     else:
         print("\n".join(text[-1:] if options.quiet else text))
 
@@ -39,12 +40,3 @@ def lines(rows: Sequence[tuple[str, object]]) -> list[str]:
     """``name  value`` in two columns."""
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: strings stand for them."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
