@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from koopfast.data import Mnist, mnist
-from koopfast.demo.tasks import DigitsTask, OscillatorTask, Task
+from koopfast.demo.tasks import DigitsTask, FullBatchTask, OscillatorTask, Task, seeded
 
 Optimizers = Callable[..., torch.optim.Optimizer]
 Taylor = tuple[Tensor, Tensor, Tensor]  # a value and its first and second derivative
@@ -47,7 +47,7 @@ class Experiment:
     floor: float
 
 
-class PoissonTask(Task):
+class PoissonTask(FullBatchTask):
     """-u'' = f on [0, 1] with u(0) = u(1) = 0, by a network that sees the residual only.
 
     u(x) = x (1 - x) N(x), so the boundary holds exactly; f is that of two sine waves. Derivatives
@@ -70,8 +70,7 @@ class PoissonTask(Task):
         self.force = math.pi**2 * (waves[0] + 16 * 0.2 * waves[1])
 
     def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             w = self.width
             layers = nn.Sequential(nn.Linear(1, w), nn.Linear(w, w), nn.Linear(w, 1))
             return layers.double()
@@ -79,13 +78,6 @@ class PoissonTask(Task):
     def loss(self, model: nn.Module, step: int) -> Tensor:
         curvature = self._solve(model)[1]
         return (curvature + self.force).square().mean()
-
-    def probe(self, model: nn.Module) -> Tensor:
-        return self.loss(model, 0)
-
-    def score(self, model: nn.Module) -> float:
-        with torch.no_grad():
-            return self.loss(model, 0).item()
 
     def outcome(self, model: nn.Module) -> float:
         with torch.no_grad():
@@ -125,8 +117,7 @@ class LogisticTask(DigitsTask):
     title = "Logistic regression"
 
     def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return nn.Sequential(nn.Linear(784, 10))
 
 
@@ -137,8 +128,7 @@ class ConvolutionTask(DigitsTask):
     title = "LeNet-like classifier"
 
     def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return nn.Sequential(
                 nn.Unflatten(1, (1, 28, 28)),
                 nn.Conv2d(1, 6, 5, padding=2),
@@ -221,8 +211,7 @@ class TextTask(Task):
         self._probed, self._scored, self._tested = probed, scored, tested
 
     def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return CharacterTransformer(self.symbols, self.length)
 
     def loss(self, model: nn.Module, step: int) -> Tensor:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from koopfast.data import HamiltonianNetwork, Mnist, Oscillator
 
-__all__ = ["DigitsTask", "OscillatorTask", "Task"]
+__all__ = ["DigitsTask", "FullBatchTask", "OscillatorTask", "Task", "seeded"]
 
 # Mean and standard deviation of the training pixels as fractions of 255.
 _PIXEL_MEAN, _PIXEL_SPREAD = 0.1307, 0.3081
@@ -65,7 +66,26 @@ class Task(ABC):
         """The outcome as text."""
 
 
-class OscillatorTask(Task):
+class FullBatchTask(Task):
+    """The loss does not depend on the step: it also judges the jumps and scores the runs."""
+
+    def probe(self, model: nn.Module) -> Tensor:
+        return self.loss(model, 0)
+
+    def score(self, model: nn.Module) -> float:
+        with torch.no_grad():
+            return self.loss(model, 0).item()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's random numbers from this seed on; afterwards those that would have come."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class OscillatorTask(FullBatchTask):
     """Solve Hamilton's equations at 200 times; every step sees all of them."""
 
     name = "oscillator"
@@ -86,20 +106,12 @@ class OscillatorTask(Task):
         )
 
     def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return HamiltonianNetwork(self.problem)
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         assert isinstance(model, HamiltonianNetwork)
         return model.loss()
-
-    def probe(self, model: nn.Module) -> Tensor:
-        return self.loss(model, 0)
-
-    def score(self, model: nn.Module) -> float:
-        with torch.no_grad():
-            return self.loss(model, 0).item()
 
     def outcome(self, model: nn.Module) -> float:
         """Mean distance of x and of p from the Runge-Kutta solution."""
@@ -158,8 +170,7 @@ class DigitsTask(Task):
         )
 
     def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return nn.Sequential(nn.Linear(784, self.width), nn.ReLU(), nn.Linear(self.width, 10))
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
