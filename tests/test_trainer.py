@@ -116,7 +116,7 @@ def test_candidates_are_formed_in_groups_where_memory_is_short(
     whole, grouped = smooth_run(), smooth_run()
     KoopmanTrainer(whole.model, whole.optimizer, **FAST)
     whole.train(KoopmanTrainer(whole.model, whole.optimizer, **FAST), 24)
-    monkeypatch.setattr("koopfast.trainer._CANDIDATE_BYTES", 1)
+    monkeypatch.setattr("koopfast._attempt._CANDIDATE_BYTES", 1)
     trainer = KoopmanTrainer(grouped.model, grouped.optimizer, **FAST)
     grouped.train(trainer, 24)
     assert trainer.history.counters.jumps_accepted == 1

@@ -248,7 +248,7 @@ def test_too_much_time_for_jumps_makes_a_pause(monkeypatch: pytest.MonkeyPatch) 
     trainer = KoopmanTrainer(run.model, run.optimizer)
     now = [0.0]
     monkeypatch.setattr("koopfast.guard.perf_counter", lambda: now[0])
-    monkeypatch.setattr("koopfast.trainer.perf_counter", lambda: now[0])
+    monkeypatch.setattr("koopfast._costs.perf_counter", lambda: now[0])
     losses = iter(range(10**6))
 
     def slow() -> float:

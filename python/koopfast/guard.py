@@ -18,7 +18,7 @@ from koopfast._savepoint import Savepoint
 from koopfast.errors import ConfigError
 from koopfast.parameters import ParameterVector
 
-__all__ = ["Guard", "Look", "Probe", "Search", "Verdict", "scalar_loss"]
+__all__ = ["Guard", "Look", "Probe", "Search", "Verdict", "check_probe", "scalar_loss"]
 
 Probe = Callable[[], Any]
 Search = Generator[tuple[int, Tensor], float, None]
@@ -268,6 +268,15 @@ def _call(probe: Probe, savepoint: Savepoint, *, gradients: bool) -> tuple[float
     finally:
         torch.clear_autocast_cache()
         savepoint.restore_surroundings()
+
+
+def check_probe(probe: Any) -> None:
+    """Raise ConfigError unless ``probe`` is None or can be called."""
+    if probe is not None and not callable(probe):
+        raise ConfigError(
+            f"probe: expected a callable that returns the loss, got {type(probe).__name__}; write "
+            "probe=lambda: loss_fn(model(x), y)"
+        )
 
 
 def scalar_loss(value: Any, source: str) -> float:

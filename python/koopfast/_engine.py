@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What happens at each optimizer step: record, fit and jump when the window is full, or undo."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from koopfast import _attach, _training_state
+from koopfast._attempt import Attempt, FitFailure, probed, refused
+from koopfast._costs import Since, seconds
+from koopfast._notices import Notices
+from koopfast._savepoint import (
+    Buffers,
+    OptimizerState,
+    ReturnPoint,
+    Savepoint,
+    Weights,
+    restore_all,
+)
+from koopfast._watch import RateWatch, StepWatch, WeightWatch
+from koopfast._window import new_buffer
+from koopfast.config import KoopmanConfig
+from koopfast.controller import Controller, ControllerMark
+from koopfast.errors import ConfigError, ParameterChangedError
+from koopfast.guard import Guard, Look, Probe
+from koopfast.history import History, HistoryMark, JumpRecord, Spread
+from koopfast.loggers import Logger
+from koopfast.moments import MomentBuffer
+from koopfast.operator import KoopmanOperator
+from koopfast.parameters import ParameterVector, trainable_parameters
+from koopfast.snapshots import SnapshotBuffer
+
+__all__ = ["Engine"]
+
+_Result = TypeVar("_Result")
+
+
+class Engine:
+    """Everything that a trainer keeps and does, behind the public face that is ``KoopmanTrainer``.
+
+    Only sequences the other modules. Arguments, attributes and errors are those of the trainer.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: KoopmanConfig
+    ) -> None:
+        self._given_optimizer = optimizer
+        optimizer = _attach.real_optimizer(optimizer)
+        if config.guard == "finite" and config.horizon == "search":
+            raise ConfigError(
+                'horizon: guard="finite" cannot choose among horizons, got "search"; pass the '
+                'optimizer steps to jump, horizon=100 for example, or guard="probe"'
+            )
+        self.config = config
+        self.history = History()
+        self.operator: KoopmanOperator | None = None
+        self.loggers: list[Logger] = []
+        self._model = model
+        self._optimizer = optimizer
+        self._parameters = ParameterVector(trainable_parameters(model, optimizer))
+        self._partition = config.partition_of(model, self._parameters)
+        self._controller = self._new_controller()
+        self._snapshots = new_buffer(config, self._parameters, self._partition, self._controller)
+        self._weight_watch = WeightWatch(self._parameters)
+        self._rate_watch = RateWatch(optimizer)
+        self._step_watch = StepWatch(optimizer, self._before_step)
+        self._guard = Guard(config.guard, config.probe_gradients)
+        self._enabled = True
+        self._idle = config.warmup  # optimizer steps before recording goes on
+        self._lag = 0  # optimizer steps since the last snapshot
+        self._since_begin, self._since_paid = Since(), Since()
+        self._notices = Notices()
+        self._rollback: ReturnPoint | None = None
+        self._skip_watch = _attach.SkipWatch(optimizer)
+        self._jumping = False
+
+    def _before_step(self) -> None:
+        """The optimizer is about to step: not from a probe, and from the weights it left."""
+        self._refuse_reentry()
+        if not self._step_watch.began and self._weight_watch.compare():
+            self._split_at_write()
+
+    def _after_step(self, probe: Probe | None) -> JumpRecord | None:
+        self._refuse_reentry()
+        if self._skip_watch.skipped:
+            return None
+        return self._or_restart(lambda: self._count_step(probe))
+
+    def _or_restart(self, work: Callable[[], _Result]) -> _Result:
+        """Do ``work``; should it fail, restart the window and put autograd's mode back."""
+        with_gradients = torch.is_grad_enabled()
+        try:
+            return work()
+        except ParameterChangedError as error:
+            self._restart_window()
+            step = self.history.counters.optimizer_steps
+            raise ParameterChangedError(f"step {step}: {error}") from None
+        except BaseException:
+            # An interrupt may strike inside a switch of that mode and leave it switched.
+            torch.set_grad_enabled(with_gradients)
+            self._restart_window()
+            raise
+
+    def _enable(self, enabled: bool) -> None:
+        self._enabled = enabled
+        if not enabled:
+            self._start_over()
+
+    def _count_step(self, probe: Probe | None) -> JumpRecord | None:
+        if not self._step_watch.stepped():
+            self._parameters.check_unchanged()
+            return None
+        counters = self.history.counters
+        counters.optimizer_steps += 1
+        if self._controller is not None:
+            self._controller.step()
+        rate_changed = self._rate_watch.changed()
+        if not self._enabled:
+            return None
+        if self._idle > 0:
+            self._idle -= 1
+            return None
+        if rate_changed and self._snapshots.begun:
+            self._split_window()
+        # On CUDA this is the time to enqueue the copy: waiting for it would slow training down.
+        started = perf_counter()
+        try:
+            stored = self._snapshots.record()
+        except MemoryError as error:
+            self._enable(False)
+            self._notices.warn("no_room", f"{error}; this trainer switched itself off")
+            return None
+        self._lag = 0 if stored else self._lag + 1
+        self._weight_watch.note()
+        counters.seconds_record += perf_counter() - started
+        if not self._snapshots.full:
+            self._look_ahead(probe)
+            return None
+        if self._weight_watch.broken():
+            self._split_at_write()
+            return None
+        if probe is None and self.config.guard == "probe":
+            self._restart_window()
+            self._notices.warn(
+                "no_probe",
+                'no jump: guard="probe" needs a loss to judge by; pass probe=lambda: loss to '
+                'after_step or attach, or configure guard="finite" with a fixed horizon',
+            )
+            return None
+        if self._controller is not None and probe is not None:
+            return self._consider(self._controller, probe)
+        return self._jump(probe)
+
+    def _look_ahead(self, probe: Probe | None) -> None:
+        """Probe in mid-window, where the controller wants to know how the loss moves."""
+        controller = self._controller
+        if controller is None or probe is None:
+            return
+        left = self._rows.steps_left
+        if controller.wants_look(left):
+            controller.look(self._look(controller, probe).loss, left)
+
+    @property
+    def _rows(self) -> SnapshotBuffer:
+        """The snapshots where they are kept, as always under a controller."""
+        assert isinstance(self._snapshots, SnapshotBuffer)
+        return self._snapshots
+
+    def _look(self, controller: Controller, probe: Probe) -> Look:
+        """The loss now, outside of any jump."""
+        self._jumping = True
+        try:
+            parameters = self._parameters
+            savepoint = Savepoint(self._model, parameters.parameters, parameters.device)
+            look = self._guard.look(savepoint, probe)
+        finally:
+            self._jumping = False
+        controller.spend(1, len(look.parts))
+        return look
+
+    def _consider(self, controller: Controller, probe: Probe) -> JumpRecord | None:
+        """The window is full: jump, only watch, or undo the jump before."""
+        counters = self.history.counters
+        if self.config.overhead is not None:
+            controller.clock(*self._since_paid(counters), self.config.overhead)
+        if controller.pause == 0 and controller.ready():
+            look = self._look(controller, probe)
+            decision = controller.arrive(look.loss)
+            if controller.paid:
+                self._since_paid = Since(counters)
+            self._estimate_gains(controller)
+            if decision == "jump":
+                return self._jump(probe, look)
+            counters.probe_evaluations += 1
+            counters.seconds_probe += look.seconds
+            if decision == "undo" and self._rollback is not None:
+                self._undo()
+        self._idle, controller.pause = controller.pause, 0
+        self._restart_window()
+        return None
+
+    def _estimate_gains(self, controller: Controller) -> None:
+        """What jumps gained so far, at the pace at which ordinary steps were taken."""
+        counters = self.history.counters
+        spent, elapsed, steps = self._since_begin(counters)
+        pace = (elapsed - spent) / max(1, steps)
+        counters.evaluations_gained = controller.gained
+        # What probes cost is in the evaluations already.
+        other = seconds(counters, "record", "fit", "predict")
+        counters.seconds_gained = controller.gained * pace - other
+
+    def _undo(self) -> None:
+        assert self._rollback is not None
+        self._parameters.check_unchanged(self._model)
+        self._rollback.restore()
+        self._rollback = None
+        self.history.counters.jumps_rolled_back += 1
+
+    def _jump(self, probe: Probe | None, look: Look | None = None) -> JumpRecord:
+        """One attempt, all or nothing: an exception leaves everything as it was before it."""
+        history: HistoryMark | None = None
+        savepoint: Savepoint | None = None
+        optimizer_state: OptimizerState | None = None
+        controller = ControllerMark(self._controller)
+        self._jumping = True
+        try:
+            history = HistoryMark(self.history)
+            self._parameters.check_unchanged(self._model)
+            optimizer_state = OptimizerState(self._optimizer, copy=False)
+            savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
+            record = self._attempt(probe, savepoint, look)
+            treatment = self._treatment(record, optimizer_state)
+            rollback = self._rollback
+            if record.accepted:
+                rollback = self._settle(savepoint, optimizer_state, treatment)
+            self.history.add_jump(record)
+        except BaseException:
+            if savepoint is not None and optimizer_state is not None and history is not None:
+                restore_all(savepoint, optimizer_state, history, controller)
+            raise
+        finally:
+            self._jumping = False
+        self._rollback = rollback
+        self._restart_window()
+        self._warn_of_newcomers()
+        if record.accepted:
+            self._idle = self.config.cooldown
+        self._notices.log(record, self.history.counters, self.loggers)
+        if not record.accepted and record.kind not in self._quiet:
+            self._notices.warn(record.kind, f"jump refused at step {record.step}: {record.reason}")
+        return record
+
+    def _attempt(self, probe: Probe | None, savepoint: Savepoint, look: Look | None) -> JumpRecord:
+        """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
+        step = self.history.counters.optimizer_steps
+        attempt = Attempt(
+            self.config,
+            self._parameters,
+            self._partition,
+            self._snapshots,
+            self._lag,
+            self._guard,
+            self._controller,
+        )
+        seconds_fit = 0.0
+        started = perf_counter()
+        try:
+            operator = attempt.fit()
+            seconds_fit = perf_counter() - started
+            self.operator = operator
+            verdict, seconds_predict = attempt.judge(operator, probe, savepoint, look)
+        except FitFailure as failure:
+            known = {} if look is None else probed(look)
+            verdict = refused("operator", str(failure), **known)
+            return JumpRecord(step=step, **dataclasses.asdict(verdict))
+        return JumpRecord(
+            step=step,
+            **dataclasses.asdict(verdict),
+            seconds_fit=seconds_fit,
+            seconds_predict=seconds_predict,
+            rank=Spread.of(operator.rank.cpu().numpy()),
+            hindcast_error=Spread.of(operator.hindcast_error.cpu().numpy()),
+        )
+
+    def _treatment(self, record: JumpRecord, state: OptimizerState) -> str:
+        """What is to become of the optimizer's state: as configured, or as the controller says."""
+        wanted = self.config.optimizer_state
+        if self._controller is None:
+            return wanted
+        chosen = self._controller.leave(record.accepted, wanted == "auto" and state.resettable)
+        return chosen if wanted == "auto" else wanted
+
+    def _settle(
+        self, savepoint: Savepoint, optimizer_state: OptimizerState, treatment: str
+    ) -> ReturnPoint:
+        """Keep the optimizer's state or forget it; return how to undo the jump."""
+        if treatment == "reset":
+            optimizer_state.reset(self._parameters.parameters)
+            return ReturnPoint(savepoint.weights, savepoint.buffers, optimizer_state)
+        # Further steps will write to the state in place, so the way back needs copies.
+        kept = OptimizerState(self._optimizer, copy=True)
+        return ReturnPoint(savepoint.weights, savepoint.buffers, kept)
+
+    def _refuse_reentry(self) -> None:
+        if self._jumping:
+            raise ConfigError(
+                "probe: it took an optimizer step or called the trainer in the middle of a jump; a "
+                "probe must only compute the loss, for example probe=lambda: loss_fn(model(x), y)"
+            )
+
+    @property
+    def _quiet(self) -> tuple[str, ...]:
+        """Refusals that go without saying: more where the next attempt will be another one."""
+        return ("no_gain",) if self._controller is None else ("no_gain", "still")
+
+    def _warn_of_newcomers(self) -> None:
+        """Say it once if the optimizer now steps a parameter that jumps do not know."""
+        own = {id(p) for p in self._parameters.parameters}
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
+        new = [p for p in stepped if p.requires_grad and p.numel() > 0 and id(p) not in own]
+        if new:
+            name = names.get(id(new[0]), "(not in the model)")
+            self._notices.warn(
+                "newcomer",
+                f"parameter '{name}' is trained now but was not when the KoopmanTrainer was made, "
+                "and is left out of its jumps; make a new KoopmanTrainer to include it",
+            )
+
+    def _restart_window(self) -> None:
+        controller = self._controller
+        if controller is None:
+            self._snapshots.clear()
+        else:
+            self._rows.clear(stride=controller.stride, average=controller.average)
+        self._weight_watch.forget()
+        self._lag = 0
+
+    def _start_over(self) -> None:
+        """What comes is not to be compared with what was."""
+        if self._controller is not None:
+            self._controller.forget()
+        self._restart_window()
+
+    def _split_window(self) -> None:
+        self._start_over()
+        self.history.counters.windows_split += 1
+
+    def _split_at_write(self) -> None:
+        self._split_window()
+        self._notices.warn(
+            "written",
+            "the weights were changed between two optimizer steps, after step "
+            f"{self.history.counters.optimizer_steps}: expected those that the step left, got "
+            "others (an average swapped in, a checkpoint loaded); the window began anew. Where "
+            "this belongs to each step, call after_step() after it instead of attach()",
+        )
+
+    def _new_controller(self) -> Controller | None:
+        config = self.config
+        return Controller(config.snapshots, config.max_horizon) if config.adaptive else None
+
+    def _undo_state(self) -> dict[str, Any] | None:
+        """What an automatic undo needs to come, saved while it may come."""
+        on_trial = self._controller is not None and self._controller.on_trial
+        return self._rollback.state_dict() if on_trial and self._rollback is not None else None
+
+    def _return_point(self) -> ReturnPoint:
+        """The weights, buffers and optimizer state of now."""
+        return ReturnPoint(
+            Weights(self._parameters.parameters),
+            Buffers(self._model),
+            OptimizerState(self._optimizer, copy=True),
+        )
+
+    def _checked(
+        self, state: Any
+    ) -> tuple[
+        SnapshotBuffer | MomentBuffer,
+        Controller | None,
+        ReturnPoint | None,
+        _training_state.TrainingState,
+    ]:
+        """What is in ``state``, if it fits; nothing is changed."""
+        self._refuse_reentry()
+        controller = self._new_controller()
+        snapshots = new_buffer(self.config, self._parameters, self._partition, controller)
+        loaded = _training_state.unpack(state, self.config, self._parameters, snapshots, controller)
+        undo = None
+        if state["undo"] is not None:
+            undo = self._return_point()
+            undo.load_state_dict(state["undo"])
+        self._parameters.check_unchanged(self._model)
+        return snapshots, controller, undo, loaded
+
+    def _adopt(
+        self,
+        snapshots: SnapshotBuffer | MomentBuffer,
+        controller: Controller | None,
+        undo: ReturnPoint | None,
+        loaded: _training_state.TrainingState,
+    ) -> None:
+        self.history = loaded.history
+        self.operator = None
+        self._snapshots = snapshots
+        self._controller = controller
+        self._since_begin, self._since_paid = Since(), Since()
+        self._enabled = loaded.enabled
+        self._idle = loaded.idle
+        self._lag = loaded.lag
+        self._guard.needs_gradients = loaded.needs_gradients
+        self._notices.warned = loaded.warned
+        self._rollback = undo
+        self._rate_watch.rates = loaded.rates
+        self._weight_watch.noted = loaded.noted
+
+    def _state(self) -> dict[str, Any]:
+        """All that resuming needs."""
+        return _training_state.pack(
+            config=self.config,
+            parameters=self._parameters,
+            history=self.history,
+            snapshots=self._snapshots,
+            enabled=self._enabled,
+            idle=self._idle,
+            lag=self._lag,
+            needs_gradients=self._guard.needs_gradients,
+            warned=self._notices.warned,
+            rates=self._rate_watch.rates,
+            noted=self._weight_watch.noted,
+            controller=self._controller,
+            undo=self._undo_state(),
+        )
