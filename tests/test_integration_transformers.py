@@ -80,6 +80,15 @@ def test_resumed_from_elsewhere_the_window_is_found_there_or_begins_anew(tmp_pat
         trained(there, TransformersKoopman(**FAST, resume_from=there), folder, max_steps=10)
 
 
+def test_the_linear_decay_that_is_the_default_splits_no_window(tmp_path: Path) -> None:
+    from koopfast.integrations import TransformersKoopman
+
+    koopman = TransformersKoopman(**FAST)
+    trained(tmp_path, koopman, max_steps=36, lr_scheduler_type="linear")
+    assert koopman.trainer.history.counters.windows_split == 0
+    assert [jump.step for jump in koopman.trainer.history.jumps] == [12, 24, 36]
+
+
 def test_a_loss_of_ones_own_is_the_probe_and_accumulation_is_one_step(tmp_path: Path) -> None:
     from koopfast.integrations import TransformersKoopman
 

@@ -183,6 +183,7 @@ def _spoilt(state: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[st
         (("needs_gradients",), None, "expected True or False, got None"),
         (("warned",), [1], "expected a list of strings"),
         (("rates",), [None], "expected a list of floats"),
+        (("largest_rates",), [], "expected 1 of them, as 'rates' has, got 0"),
         (("noted",), 1, r"expected a tensor \(k,\) or None"),
         (("snapshots",), None, "snapshots"),
         (("snapshots", "snapshots"), torch.zeros(2, 3), "snapshots"),

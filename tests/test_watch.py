@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -75,13 +76,39 @@ def test_rates_may_be_numbers_tensors_or_none() -> None:
         optimizer = torch.optim.Adam([p], lr=rate, foreach=False, capturable=False)
         watch = RateWatch(optimizer)
         optimizer.param_groups[0]["lr"] = 0.095
-        assert not watch.changed()
+        assert not watch.changed(True)
         optimizer.param_groups[0]["lr"] = 0.05
-        assert watch.changed()
+        assert watch.changed(True)
         optimizer.param_groups[0]["lr"] = None
-        assert watch.changed()
+        assert watch.changed(True)
         optimizer.param_groups[0]["lr"] = 0.0
-        assert not watch.changed()
+        assert not watch.changed(True)
+
+
+def splits(rates: list[float], begins: int = 0) -> list[int]:
+    """After how many steps a window that begins with the rate at ``begins`` is split."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=rates[0])
+    watch, found = RateWatch(optimizer), []
+    for step, rate in enumerate(rates[1:], 1):
+        optimizer.param_groups[0]["lr"] = rate
+        if watch.changed(step > begins):
+            found.append(step)
+    return found
+
+
+def test_a_rate_that_falls_evenly_to_zero_splits_no_window_that_could_have_filled() -> None:
+    falling = [1e-3 * (1 - step / 100) for step in range(101)]
+    assert splits(falling) == splits(falling, begins=88) == []
+    cosine = [5e-4 * (1 + math.cos(math.pi * step / 100)) for step in range(101)]
+    assert splits(cosine) == []
+
+
+def test_a_drop_a_rise_and_a_restart_of_the_rate_each_split_once() -> None:
+    assert splits([0.1] * 9 + [0.089] * 9) == [9]
+    assert splits([0.1] * 9 + [0.5] * 9) == [9]
+    assert splits([0.1 * (1 - step / 40) for step in range(40)] + [0.1] * 9) == [40]
+    # Against the largest of this window, not of one before a pause.
+    assert splits([1.0] * 5 + [0.1] * 5 + [0.08] * 5, begins=7) == [10]
 
 
 def test_the_optimizer_does_not_keep_the_trainer_alive_nor_its_hook() -> None:

@@ -120,13 +120,13 @@ class Engine:
         counters.optimizer_steps += 1
         if self._controller is not None:
             self._controller.step()
-        rate_changed = self._rate_watch.changed()
+        rate_changed = self._rate_watch.changed(self._snapshots.begun)
         if not self._enabled:
             return None
         if self._idle > 0:
             self._idle -= 1
             return None
-        if rate_changed and self._snapshots.begun:
+        if rate_changed:
             self._split_window()
         # On CUDA this is the time to enqueue the copy: waiting for it would slow training down.
         started = perf_counter()
@@ -418,6 +418,7 @@ class Engine:
         self._notices.warned = loaded.warned
         self._rollback = undo
         self._rate_watch.rates = loaded.rates
+        self._rate_watch.largest = loaded.largest_rates
         self._weight_watch.noted = loaded.noted
 
     def _state(self) -> dict[str, Any]:
@@ -433,6 +434,7 @@ class Engine:
             needs_gradients=self._guard.needs_gradients,
             warned=self._notices.warned,
             rates=self._rate_watch.rates,
+            largest_rates=self._rate_watch.largest,
             noted=self._weight_watch.noted,
             controller=self._controller,
             undo=self._undo_state(),

@@ -35,6 +35,7 @@ _KEYS = {
     "controller",
     "undo",
     "rates",
+    "largest_rates",
     "noted",
 }
 # Differences listed in a message; a thousand of them help nobody.
@@ -52,6 +53,7 @@ class TrainingState:
     needs_gradients: bool
     warned: set[str]
     rates: list[float]
+    largest_rates: list[float]
     noted: Tensor | None
 
 
@@ -67,6 +69,7 @@ def pack(
     needs_gradients: bool,
     warned: Iterable[str],
     rates: Iterable[float],
+    largest_rates: Iterable[float],
     noted: Tensor | None,
     controller: Controller | None,
     undo: dict[str, Any] | None,
@@ -84,6 +87,7 @@ def pack(
         "needs_gradients": needs_gradients,
         "warned": sorted(warned),
         "rates": list(rates),
+        "largest_rates": list(largest_rates),
         "noted": noted,
         "controller": None if controller is None else controller.state_dict(),
         "undo": undo,
@@ -139,8 +143,14 @@ def unpack(
         needs_gradients=_flag(state, "needs_gradients"),
         warned=_names(state, "warned"),
         rates=_rates(state, "rates"),
+        largest_rates=_rates(state, "largest_rates"),
         noted=_sample(state, "noted"),
     )
+    if len(loaded.rates) != len(loaded.largest_rates):
+        raise CheckpointError(
+            f"state['largest_rates']: expected {len(loaded.rates)} of them, as 'rates' has, got "
+            f"{len(loaded.largest_rates)}"
+        )
     if controller is not None and isinstance(snapshots, SnapshotBuffer):
         controller.load_state_dict(state["controller"])
         snapshots.clear(stride=controller.stride, average=controller.average)

@@ -22,8 +22,10 @@ __all__ = ["RateWatch", "StepWatch", "WeightWatch"]
 # most so many parameters, spread over all, so many neighbouring weights each.
 _MOST_PARAMETERS = 64
 _WEIGHTS_EACH = 8
-# A schedule that changes the rate a little at every step is part of the dynamics; a change from one
-# step to the next by more than this share is the end of one dynamics and the beginning of another.
+# A schedule that changes the rate a little at every step is part of the dynamics; a change at once
+# by more than this share is the end of one dynamics and the beginning of another. It is a share of
+# the largest rate in the window, which is what moved the weights there: a rate that falls evenly to
+# zero falls by ever larger shares of itself, and means ever less.
 _RATE_STEP = 0.1
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -136,20 +138,35 @@ def _few(p: Tensor) -> Tensor:
 
 
 class RateWatch:
-    """Notices learning rates that change at once by more than a tenth."""
+    """Notices learning rates that change at once by more than a tenth of the window's largest."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         #: those that :meth:`changed` compares with
         self.rates = self._read()
+        #: the largest of each group in the window so far
+        self.largest = [abs(rate) for rate in self.rates]
 
-    def changed(self) -> bool:
-        """Whether one has since the last call; a group more or less counts too."""
+    def changed(self, within: bool) -> bool:
+        """Whether one has since the last call; a group more or less counts too.
+
+        Args:
+            within: a window has begun. False: the next one begins with the rates of now.
+        """
         before, self.rates = self.rates, self._read()
-        return len(before) != len(self.rates) or any(
-            abs(now - was) > _RATE_STEP * max(abs(was), abs(now))
-            for was, now in zip(before, self.rates, strict=True)
+        changed = within and (
+            len(before) != len(self.rates)
+            or any(
+                abs(now - was) > _RATE_STEP * max(largest, abs(now))
+                for was, now, largest in zip(before, self.rates, self.largest, strict=True)
+            )
         )
+        if changed or not within:
+            self.largest = [abs(rate) for rate in self.rates]
+        else:
+            pairs = zip(self.largest, self.rates, strict=True)
+            self.largest = [max(largest, abs(rate)) for largest, rate in pairs]
+        return changed
 
     def _read(self) -> list[float]:
         rates = [group.get("lr", 0.0) for group in self._optimizer.param_groups]

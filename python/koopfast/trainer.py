@@ -109,7 +109,8 @@ class KoopmanTrainer(Engine):
 
         A call that no step came before (a ``GradScaler`` skipped it, gradients are still being
         accumulated) does nothing. A window begins anew when somebody else writes weights between
-        two steps, or when a learning rate changes by more than a tenth from one to the next.
+        two steps, or when a learning rate changes at once by more than a tenth of the largest that
+        it had in the window.
 
         Args:
             probe: returns the loss to judge a jump by, as a float or a tensor with one element,
