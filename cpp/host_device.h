@@ -16,6 +16,8 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define KF_MULTIARCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// For a loop written for one instruction set, behind a check of has_avx512().
+#define KF_AVX512 __attribute__((target("arch=x86-64-v4")))
 #else
 #define KF_MULTIARCH
 #endif

@@ -24,6 +24,9 @@ namespace {
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // Combining is bound by reading the snapshots: chunks only have to be many enough to share out.
 constexpr int64_t kCombineChunks = 1024;
+// Sums of a stripe, shared by its horizons: 32 KiB. A row's part of it is as long as a page or two,
+// so that the processor sees what comes next.
+constexpr int64_t kStripe = 4096;
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using ComplexRowMajor =
@@ -227,24 +230,25 @@ void combine(const SnapshotView& s, const BlockTable& table, const int64_t* bloc
       const int64_t rows = dual ? s.m : table.block_size(chunk.block);
       const double* own = values + value_offsets[chunk.position];
       const double* own_base = base + chunk.position * n_horizons;
-      double sums[kHorizonGroup * kTileColumns];
+      double sums[kStripe];
+      const int64_t stripe = n_horizons == 1 ? kStripe / 2 : kStripe / kHorizonGroup;
       table.for_each_run(
           chunk.block, chunk.begin, chunk.end, [&](int64_t flat, int64_t column, int64_t length) {
-            for (int64_t i = 0; i < length; i += kTileColumns) {
-              const int64_t width = std::min(kTileColumns, length - i);
+            for (int64_t i = 0; i < length; i += stripe) {
+              const int64_t width = std::min(stripe, length - i);
               const T* last = s.row<T>(s.m - 1) + flat + i;
               for (int64_t h = 0; h < n_horizons; h += kHorizonGroup) {
                 const int64_t group = std::min(kHorizonGroup, n_horizons - h);
                 if (dual) {
-                  std::fill_n(sums, group * kTileColumns, 0.0);
+                  std::fill_n(sums, group * stripe, 0.0);
                   const WeightedRows<T> weighted{
                       s.row<T>(0) + flat + i, s.row_stride, s.m - 1, last, own + h * rows, rows};
-                  add_weighted_differences(weighted, group, width, sums, kTileColumns);
+                  add_weighted_differences(weighted, group, width, sums, stripe);
                 }
                 for (int64_t g = 0; g < group; ++g) {
                   // Primal values are the weights themselves.
                   const double* change =
-                      dual ? sums + g * kTileColumns : own + (h + g) * rows + column + i;
+                      dual ? sums + g * stripe : own + (h + g) * rows + column + i;
                   const double share = own_base[h + g];
                   T* row = static_cast<T*>(out) + (h + g) * out_stride + flat + i;
                   for (int64_t j = 0; j < width; ++j) {

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <vector>
+
+#include "math/stability.h"
 
 namespace koopfast {
 namespace {
@@ -29,15 +32,11 @@ double trusted_intervals(const Matrix& predicted, const Matrix& truth) {
   return static_cast<double>(t);
 }
 
-bool certainly_stable(Matrix power) {
-  constexpr double kHopeless = 1e3;
-  for (int doubling = 0; doubling <= 8; ++doubling) {
-    const double norm = power.norm();
-    if (norm <= 1) return true;
-    if (!(norm < kHopeless)) return false;
-    power = (power * power).eval();
-  }
-  return false;
+bool certainly_stable(const Matrix& a) {
+  const int k = static_cast<int>(a.rows());
+  std::vector<double> work(2 * k * k);
+  // By columns, that is A^T: of the same eigenvalues.
+  return certainly_stable(a.data(), k, work.data());
 }
 
 int64_t rank_by_hindcast(const Pairs& head, const Eigen::Ref<const Matrix>& later,

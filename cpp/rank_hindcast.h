@@ -24,6 +24,6 @@ double trusted_intervals(const Matrix& predicted, const Matrix& truth);
 
 // Whether no eigenvalue lies outside the unit circle, judged by the norm of A^2, A^4, ... A^256:
 // a fraction of what an eigenbasis costs. False where that does not tell.
-bool certainly_stable(Matrix power);
+bool certainly_stable(const Matrix& a);
 
 }  // namespace koopfast

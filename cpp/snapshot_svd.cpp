@@ -4,9 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <vector>
 
+#include "gram_kernel.h"
+#include "lane_kernels.h"
 #include "parallel.h"
 #include "solvers/solvers.h"
 #include "tiles.h"
@@ -22,19 +23,35 @@ constexpr double kGramNoise = 1e-8;
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-int64_t padded(int64_t rows) { return (rows + kRowGroup - 1) / kRowGroup * kRowGroup; }
+int64_t padded(int64_t count, int64_t group) { return (count + group - 1) / group * group; }
+
+// Where column `column` of block b begins in the first snapshot, for as long as the tile that
+// starts there goes on in the same run; nothing past the chunk.
+Upcoming upcoming(const SnapshotView& s, const BlockTable& table, const Chunk& chunk,
+                  int64_t column) {
+  const int64_t size = size_of(s.dtype);
+  const int64_t end = std::min(column + kGramColumns, chunk.end);
+  if (column >= end) return {nullptr, 0, 0};
+  const int64_t i = table.find_segment(chunk.block, column), inside = column - table.columns[i];
+  return {static_cast<const char*>(s.data) + (table.starts[i] + inside) * size, s.row_stride * size,
+          std::min(end - column, table.lengths[i] - inside) * size};
+}
 
 // Adds the Gram matrix of a chunk to `gram` (rows, rows), rows = padded(m), lower row groups only.
 void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& chunk,
                    SnapshotRows wanted, double* gram) {
-  const int64_t rows = padded(s.m);
-  const std::unique_ptr<double[]> tile(new double[rows * kTileColumns]);
-  std::fill(tile.get() + s.m * kTileColumns, tile.get() + rows * kTileColumns, 0.0);
-  for (int64_t c = chunk.begin; c < chunk.end; c += kTileColumns) {
-    const int64_t count = std::min(kTileColumns, chunk.end - c);
-    gather_tile(s, table, chunk.block, c, count, wanted, tile.get(), kTileColumns);
-    gram_tile(tile.get(), rows, count, kTileColumns, gram);
+  const int64_t rows = padded(s.m, kGramRows);
+  LaneArray tile(rows * kGramColumns, 1), sums(gram_sums_size(rows), 1);
+  for (int64_t c = chunk.begin; c < chunk.end; c += kGramColumns) {
+    const int64_t count = std::min(kGramColumns, chunk.end - c);
+    gather_tile(s, table, chunk.block, c, count, wanted, tile.data(), kGramColumns);
+    const int64_t columns = padded(count, kGramLanes);
+    for (int64_t t = 0; t < s.m; ++t)
+      std::fill(tile.data() + t * kGramColumns + count, tile.data() + t * kGramColumns + columns,
+                0.0);
+    gram_tile(tile.data(), rows, columns, upcoming(s, table, chunk, c + count), sums.data());
   }
+  add_gram_sums(sums.data(), rows, gram);
 }
 
 // N = Sigma V^T into the first s of m rows, sigma into the first s of m entries, zeros after.
@@ -66,7 +83,7 @@ void store_failure(int64_t m, double* coordinates, double* sigma_out) {
 
 void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
                    int64_t count, SnapshotRows wanted, double* grams, int threads) {
-  const int64_t rows = padded(s.m), area = rows * rows;
+  const int64_t rows = padded(s.m, kGramRows), area = rows * rows;
   const int64_t most = std::clamp<int64_t>(kPartialBytes / (8 * area), 1, kMostChunks);
   const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, most);
   std::fill_n(grams, count * s.m * s.m, 0.0);

@@ -11,19 +11,12 @@ namespace koopfast {
 
 // Columns of a tile: 64 rows of 256 doubles are 128 KiB, half a level-2 cache or less.
 constexpr int64_t kTileColumns = 256;
-// gram_tile works on groups of this many rows; tiles are padded with zero rows to a multiple.
-constexpr int64_t kRowGroup = 4;
-
 // out[i] = values[i] - reference[i], in double. A null reference subtracts nothing.
 void widen_difference(const float* values, const float* reference, int64_t count, double* out);
 void widen_difference(const double* values, const double* reference, int64_t count, double* out);
 void widen_difference(const Bfloat16* values, const Bfloat16* reference, int64_t count,
                       double* out);
 void widen_difference(const Float16* values, const Float16* reference, int64_t count, double* out);
-
-// gram[i][j] += sum_c tile[i][c] tile[j][c] for the row groups on and below the diagonal.
-// tile (rows, columns), gram (rows, rows) contiguous; `rows` is a multiple of kRowGroup.
-void gram_tile(const double* tile, int64_t rows, int64_t columns, int64_t ld, double* gram);
 
 // sums[i][j] += sum_t newer[t][i] older[t][j]: `count` rows, `ld` doubles apart, that are zero from
 // `size` on; ld is a multiple of kColumnGroup, sums (size, size) contiguous.
@@ -52,6 +45,8 @@ void add_weighted_differences(const WeightedRows<Bfloat16>& rows, int64_t horizo
                               double* out, int64_t ld);
 void add_weighted_differences(const WeightedRows<Float16>& rows, int64_t horizons, int64_t columns,
                               double* out, int64_t ld);
+
+bool has_avx512();
 
 // "avx512f", "avx2" or "baseline": which of the compiled variants this processor runs.
 const char* instruction_set();

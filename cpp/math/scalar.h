@@ -13,6 +13,10 @@ namespace koopfast {
 
 enum class ScalarType : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
 
+inline int64_t size_of(ScalarType type) {
+  return type == ScalarType::float64 ? 8 : type == ScalarType::float32 ? 4 : 2;
+}
+
 struct Bfloat16 {
   uint16_t bits;
 };

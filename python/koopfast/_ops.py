@@ -47,8 +47,8 @@ _MOST_DELAYS, _MOST_RANK = 8, 64
 UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
-# Spectrum of operator_fit.h.
-_PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM = -1, 0, 1
+# Spectrum of operator_fit.h; those computed afterwards are the "later" ones.
+_PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM, _LATER_USABLE = -1, 0, 1, 3
 # The most snapshots whose Gram matrices are fitted eight at a time.
 _MOST_LANE_ORDER = 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
@@ -208,7 +208,7 @@ class FittedBlocks:
 
     def has_eigenbasis(self, block: int) -> bool:
         """Whether a block's eigenvectors (see :attr:`with_spectrum`) are fit to compute with."""
-        return int(self.spectrum[block]) in (1, 3)
+        return int(self.spectrum[block]) in (USABLE_SPECTRUM, _LATER_USABLE)
 
     def keep(self, blocks: Tensor, own: dict[str, Tensor]) -> None:
         """Take over what native code wrote to the arrays of :meth:`selected`."""
@@ -458,9 +458,12 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     small = torch.zeros_like(dual)
     if by_moments and options.delays != "auto":
         small = ~dual & (table.sizes * options.delays <= m - options.least_snapshots + 1)
-    _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
+    if bool(small.any()):
+        _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
     others = torch.nonzero(~dual & ~small).flatten()
-    _fit_blocks(host, table, others, False, torch.empty(0, dtype=torch.float64), options, fitted)
+    if len(others) > 0:
+        none = torch.empty(0, dtype=torch.float64)
+        _fit_blocks(host, table, others, False, none, options, fitted)
     return fitted.repacked()
 
 
@@ -496,7 +499,7 @@ def _fit_grams(
 def _fit_primal(
     host: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
 ) -> None:
-    """Fit some primal blocks (maybe none) from the second moments of their snapshots."""
+    """Fit some primal blocks from the second moments of their snapshots."""
     arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit_primal(
@@ -520,7 +523,7 @@ def _fit_blocks(
     options: FitOptions,
     fitted: FittedBlocks,
 ) -> None:
-    """Fit some blocks (maybe none) of one form. The dual form reads the shape of `source` alone."""
+    """Fit some blocks of one form. The dual form reads the shape of `source` alone."""
     arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit(
