@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A training run in a process of its own that can be killed at any point and started again.
 
-    python resumable_run.py CHECKPOINT STEPS [jump STEP | checkpoint STEP]
+    python resumable_run.py CHECKPOINT STEPS fixed|auto [jump STEP | checkpoint STEP]
 
 Goes on from CHECKPOINT if it is there, saves model, optimizer, trainer and random streams there
-every fifth step, prints a digest of all of them at the end. With a third and fourth argument it is
-killed, as by kill -9, in the middle of the jump or the checkpoint at that step.
+every fifth step, prints a digest of all of them at the end; "auto" is the trainer that sets itself.
+With two more arguments it is killed, as by kill -9, in the middle of the jump or the checkpoint at
+that step.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from koopfast import KoopmanTrainer
 from koopfast._files import write_whole
 from training_runs import Run, smooth_run
 
-CONFIG: dict[str, Any] = {"window": 6, "stride": 2, "partition": "network", "rank": 3}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "fixed": {"window": 6, "stride": 2, "partition": "network", "rank": 3},
+    "auto": {"window": 6, "partition": "network", "overhead": None},
+}
 EVERY = 5
 
 
@@ -66,11 +70,13 @@ def _half_written(descriptor: int) -> None:
     die()
 
 
-def train(path: Path, steps: int, kill: str = "", at: int = -1) -> tuple[str, int]:
+def train(
+    path: Path, steps: int, config: str = "fixed", kill: str = "", at: int = -1
+) -> tuple[str, int]:
     """The digest at the end and the number of jumps tried."""
     torch.manual_seed(0)
     run = smooth_run("adam")
-    trainer = KoopmanTrainer(run.model, run.optimizer, **CONFIG)
+    trainer = KoopmanTrainer(run.model, run.optimizer, **CONFIGS[config])
     if path.exists():
         unpack(path, run, trainer)
     counters = trainer.history.counters
@@ -96,7 +102,7 @@ def train(path: Path, steps: int, kill: str = "", at: int = -1) -> tuple[str, in
 
 
 if __name__ == "__main__":
-    path, steps, *rest = sys.argv[1:]
+    path, steps, config, *rest = sys.argv[1:]
     torch.set_num_threads(1)
-    end, jumps = train(Path(path), int(steps), *rest[:1], *map(int, rest[1:]))
+    end, jumps = train(Path(path), int(steps), config, *rest[:1], *map(int, rest[1:]))
     sys.stdout.write(f"{end} {jumps}\n")

@@ -74,15 +74,18 @@ class Episode:
         torch.manual_seed(chance.getrandbits(31))
         self.config: dict[str, Any] = {
             "window": chance.randint(4, 9),
-            "stride": chance.randint(1, 3),
-            "average": chance.random() < 0.3,
             "partition": chance.choice(["network", "layer", "node", "weight"]),
             "rank": chance.choice(["auto", 2, None]),
-            "optimizer_state": chance.choice(["keep", "reset"]),
+            "optimizer_state": chance.choice(["auto", "keep", "reset"]),
             "cooldown": chance.randint(0, 2),
         }
+        if chance.random() < 0.5:  # otherwise the trainer sets itself
+            self.config["stride"] = chance.randint(1, 3)
+            self.config["average"] = chance.random() < 0.3
+        told["runs that set themselves"] += "stride" not in self.config
         self.fault = ""
         self.before: dict[str, Any] = {}
+        self.way_back: dict[str, Any] = {}  # all as it was before the last jump
         self.trainer = self._attached(
             KoopmanTrainer(self.run.model, self.run.optimizer, **self.config)
         )
@@ -107,6 +110,7 @@ class Episode:
     def step(self) -> None:
         """One step under the fault of the moment; then everything is as it has to be."""
         tried = len(self.trainer.history.jumps)
+        rolled_back = self.trainer.history.counters.jumps_rolled_back
         error: BaseException | None = None
         try:
             try:
@@ -127,42 +131,57 @@ class Episode:
             for key in _NEVER_MOVED:
                 assert_same(now[key], self.before[key], key)
             assert all(bool(torch.isfinite(w).all()) for w in now["weights"])
+            self.way_back = self.before
             return
         self.told["jumps refused"] += len(jumps) - tried
-        assert_same(now, self.before)
+        if self.trainer.history.counters.jumps_rolled_back > rolled_back:
+            self.told["jumps undone by the trainer"] += 1
+            self._is_back(now)
+            for key in _NEVER_MOVED:
+                assert_same(now[key], self.before[key], key)
+        else:
+            assert_same(now, self.before)
         # An interrupt may come before the step was counted.
         lost = self.steps - self.trainer.history.counters.optimizer_steps
         assert 0 <= lost <= (self.fault == "interrupt anywhere")
         self.steps -= lost
 
+    def _is_back(self, now: dict[str, Any]) -> None:
+        """The last jump, and what came after it, was undone."""
+        for key in ("weights", "buffers"):
+            assert_same(now[key], self.way_back[key], key)
+        assert_same(now["optimizer"]["state"], self.way_back["optimizer"]["state"], "optimizer")
+
     # What others do to the run between its steps
 
     def spoilt_gradients(self) -> None:
         """NaN reaches the weights; the trainer stands aside; the checkpoint brings all back."""
-        data, state = self._saved()
+        saved = self._saved()
         self.run.optimizer.zero_grad()
         self.run.loss().backward()
         for p in self.run.model.parameters():
             p.grad = torch.full_like(p, math.nan)
         self.run.optimizer.step()
         self.steps += 1
-        for _ in range(self.config["window"] * self.config["stride"]):
+        for _ in range(3 * self.config["window"]):
             self.run.optimizer.step()
         assert not any(j.accepted for j in self.trainer.history.jumps if j.step > self.steps), (
             "a jump from NaN"
         )
-        self._load(data, state)
+        self._load(*saved)
 
     def checkpoint(self) -> None:
-        data, state = self._saved()
+        saved = self._saved()
         for _ in range(self.chance.randint(0, 9)):
             self.step()
-        self._load(data, state)
+        self._load(*saved)
 
-    def _saved(self) -> tuple[bytes, dict[str, Any]]:
-        return resumable_run.packed(self.run, self.trainer), everything(self.run)
+    def _saved(self) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+        packed = resumable_run.packed(self.run, self.trainer)
+        return packed, everything(self.run), self.way_back
 
-    def _load(self, data: bytes, state: dict[str, Any]) -> None:
+    def _load(self, data: bytes, state: dict[str, Any], way_back: dict[str, Any]) -> None:
+        self.way_back = way_back
         resumable_run.unpack(io.BytesIO(data), self.run, self.trainer)
         now = everything(self.run)
         for key in ("weights", "buffers", "optimizer", "torch stream"):
@@ -207,9 +226,11 @@ class Episode:
         before = everything(self.run)
         try:
             self.trainer.rollback()
-            self.told["rollbacks"] += 1
         except KoopfastError:
             assert_same(everything(self.run), before)
+        else:
+            self.told["rollbacks"] += 1
+            self._is_back(everything(self.run))
 
     def switched(self) -> None:
         self.trainer.enabled = not self.trainer.enabled
@@ -248,6 +269,7 @@ FAULTY: dict[str, Callable[[Episode, Tensor], Any]] = {
     "probe returns NaN": lambda episode, loss: math.nan,
     "probe returns a vector": lambda episode, loss: episode.run.x,
     "probe disturbs all": _disturb,
+    "probe errs": lambda episode, loss: loss * episode.chance.uniform(0.1, 10.0),
     "probe steps": _step_within,
 }
 FAULTS = ("", "", *FAULTY, "interrupt anywhere")
@@ -265,9 +287,10 @@ EVENTS = (
 
 def killed_and_resumed(chance: random.Random, folder: Path, told: Counter[str]) -> None:
     """A process dies twice, in a jump and in a checkpoint, and ends as one that was left alone."""
-    expected = resumable_run.train(folder / f"{chance.random()}", 40)
+    config = chance.choice(list(resumable_run.CONFIGS))
+    expected = resumable_run.train(folder / f"{chance.random()}", 40, config)
     path, script = folder / f"{chance.random()}", Path(resumable_run.__file__)
-    command = [sys.executable, str(script), str(path), "40"]
+    command = [sys.executable, str(script), str(path), "40", config]
     for kill in (["jump", "12"], ["checkpoint", f"{chance.randint(12, 30)}"]):
         died = subprocess.run([*command, *kill], timeout=_PATIENCE, check=False)
         assert died.returncode == -signal.SIGKILL, died

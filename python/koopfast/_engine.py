@@ -218,16 +218,17 @@ class Engine:
     def _undo(self) -> None:
         assert self._rollback is not None
         self._parameters.check_unchanged(self._model)
-        self._rollback.restore()
-        self._rollback = None
+        # Counted and let go first: an interrupt finds it undone and not to be undone again.
+        point, self._rollback = self._rollback, None
         self.history.counters.jumps_rolled_back += 1
+        point.restore()
 
     def _jump(self, probe: Probe | None, look: Look | None = None) -> JumpRecord:
         """One attempt, all or nothing: an exception leaves everything as it was before it."""
         history: HistoryMark | None = None
         savepoint: Savepoint | None = None
         optimizer_state: OptimizerState | None = None
-        controller = ControllerMark(self._controller)
+        controller, rollback = ControllerMark(self._controller), self._rollback
         self._jumping = True
         try:
             history = HistoryMark(self.history)
@@ -236,17 +237,16 @@ class Engine:
             savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
-            rollback = self._rollback
             if record.accepted:
-                rollback = self._settle(savepoint, optimizer_state, treatment)
+                self._rollback = self._settle(savepoint, optimizer_state, treatment)
             self.history.add_jump(record)
         except BaseException:
+            self._rollback = rollback
             if savepoint is not None and optimizer_state is not None and history is not None:
                 restore_all(savepoint, optimizer_state, history, controller)
             raise
         finally:
             self._jumping = False
-        self._rollback = rollback
         self._restart_window()
         self._warn_of_newcomers()
         if record.accepted:
