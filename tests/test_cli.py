@@ -79,6 +79,13 @@ def test_info_as_text_names_what_was_compiled_in(capsys: pytest.CaptureFixture[s
     assert (build.cuda_version or "not compiled in") in text
 
 
+def test_info_is_quiet_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--quiet"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"koopfast {koopfast.__version__}, python ")
+    assert line.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info", "--nonsense"]])
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

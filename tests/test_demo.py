@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from koopfast import demo
+from koopfast._files import write_json
 from koopfast.data import Mnist
 from koopfast.demo.figures import save_picture
 from koopfast.demo.page import demo_page
 from koopfast.demo.race import OPTIMIZERS, race
-from koopfast.demo.results import TaskResult, save_results, text_table
+from koopfast.demo.results import TaskResult, as_facts, text_table
 from koopfast.demo.stretch import measure_stretch
 from koopfast.demo.tasks import DigitsTask, OscillatorTask
 from koopfast.errors import ConfigError, KoopfastError
@@ -227,6 +228,18 @@ def test_results_are_printed_before_anything_is_saved(
     assert "report.html" not in printed
 
 
+def test_json_is_what_the_file_holds_and_quiet_says_where_the_page_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--quick", "--tasks", "oscillator", "--out", str(tmp_path))
+    assert demo.run(parse(*words, "--json")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["settings"] == json.loads((tmp_path / "results.json").read_text())["settings"]
+    assert list(printed["tasks"]) == ["oscillator"]
+    assert demo.run(parse(*words, "--quiet")) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
 def test_page_and_terminal_tell_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +276,7 @@ def test_what_the_demo_saves_appears_whole(
     short: TaskResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saves: dict[str, Callable[[Path], Path]] = {
-        "results.json": lambda path: save_results([], {}, [], path),
+        "results.json": lambda path: write_json(path, as_facts([], {}, [])),
         "report.png": lambda path: save_picture([short], path),
         "report.html": lambda path: save_page(Page("", "", [], []), path),
     }

@@ -135,7 +135,9 @@ def published(folder: Path, name: str, experiment: str, result: dict[str, Any]) 
     doc = folder / "reproduction.md"
     stale = f"<!-- begin {name}-verdict -->\nstale numbers\n<!-- end {name}-verdict -->"
     doc.write_text(f"# Mine\n\nkept\n\n{stale}\n")
-    args = argparse.Namespace(out=folder, doc=doc, experiment=experiment, full=False)
+    args = argparse.Namespace(
+        out=folder, doc=doc, experiment=experiment, full=False, json=False, quiet=False
+    )
     reproduce.publish(name, result, args, 1.0)
     text = doc.read_text()
     assert text.startswith("# Mine\n\nkept\n")

@@ -120,7 +120,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info", help="versions, compiler, instruction set, threads, CUDA and devices"
     )
-    info.add_argument("--json", action="store_true", help="as one JSON object")
+    how = info.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="as one JSON object")
+    how.add_argument("--quiet", action="store_true", help="the versions only")
     info.set_defaults(run=_info)
 
     for word, (_, does) in _COMMANDS.items():
@@ -142,6 +144,14 @@ def _info(options: argparse.Namespace) -> int:
     facts = {**dataclasses.asdict(build_info()), **_runtime()}
     if options.json:
         print(json.dumps(facts, indent=2))
+        return 0
+    if options.quiet:
+        names = (
+            ("koopfast", facts["version"]),
+            ("python", facts["python"]),
+            ("torch", facts["torch"]),
+        )
+        print(", ".join(f"{name} {version}" for name, version in names))
         return 0
     cuda = "not compiled in"
     if facts["cuda"]:

@@ -14,6 +14,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from koopfast._command import check_folder, check_packages, check_threads
+from koopfast._files import write_json
+from koopfast.commands import add_output_arguments, add_seed, show
 from koopfast.errors import KoopfastError
 
 if TYPE_CHECKING:
@@ -42,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", nargs="+", choices=_TASKS, default=list(_TASKS), metavar="TASK",
         help=f"which of {', '.join(_TASKS)} (default: both)",
     )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of weights and batches (default: %(default)s)"
-    )
+    add_seed(parser, "weights and batches")
     # Two cores, networks this small: a second thread costs more than it brings.
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch and the operator (default: %(default)s)"
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a few hundred steps each: does it run at all?"
     )
+    add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,9 +74,11 @@ def run(args: argparse.Namespace) -> int:
     begin = perf_counter()
     out: Path = args.out
     check_folder(out, (_NUMBERS, _PICTURE, _PAGE))
+    in_full = not (args.json or args.quiet)
     done: list[TaskResult] = []
     for task in _tasks(args):
-        print(f"{task.title}: {task.steps:,} steps, twice with each optimizer")
+        if in_full:
+            print(f"{task.title}: {task.steps:,} steps, twice with each optimizer")
         races = [race.race(task, name, seed=args.seed) for name in race.OPTIMIZERS]
         repeats = 1 if args.quick else 7
         stretches = [
@@ -93,16 +96,14 @@ def run(args: argparse.Namespace) -> int:
         **{f"steps, {r.task.name}": r.task.steps for r in done},
     }
     seconds = perf_counter() - begin
-    for result in done:
-        heads = [*results.RUN_HEADS, result.task.outcome_label]
-        print(f"\n{result.task.title}: {result.task.score_label}")
-        print(results.text_table(heads, results.run_rows(result), words=2))
-        print("\nAs many steps by operator and by backpropagation")
-        print(results.text_table(results.STRETCH_HEADS, results.stretch_rows(result), words=1))
-    print(f"\n{seconds:.0f} s in all", flush=True)
+    if in_full:
+        print("\n".join([*map(results.in_words, done), f"\n{seconds:.0f} s in all"]), flush=True)
+    facts = results.as_facts(done, settings, machine)
+    if args.json:
+        show(args, facts, [])
 
     try:
-        results.save_results(done, settings, machine, out / _NUMBERS)
+        write_json(out / _NUMBERS, facts)
         with report.drawing_style():
             figures.save_picture(done, out / _PICTURE)
             the_page = page.demo_page(done, settings, machine, seconds)
@@ -111,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
         raise KoopfastError(
             f"--out: cannot write to {str(out)!r}: {error}; the results are printed above"
         ) from error
-    print(f"picture  {out / _PICTURE}\nnumbers  {out / _NUMBERS}\nreport   {out / _PAGE}")
+    if args.quiet:
+        print(out / _PAGE)
+    elif in_full:
+        print(f"picture  {out / _PICTURE}\nnumbers  {out / _NUMBERS}\nreport   {out / _PAGE}")
     return 0
 
 

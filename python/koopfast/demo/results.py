@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from koopfast._files import write_json
 from koopfast.demo.race import RaceResult, Run
 from koopfast.demo.stretch import StretchResult
 from koopfast.demo.tasks import Task
@@ -17,8 +15,9 @@ __all__ = [
     "RUN_HEADS",
     "STRETCH_HEADS",
     "TaskResult",
+    "as_facts",
+    "in_words",
     "run_rows",
-    "save_results",
     "show_error",
     "stretch_rows",
     "text_table",
@@ -106,15 +105,24 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) 
     )
 
 
-def save_results(
-    results: Sequence[TaskResult], settings: dict[str, Any], machine: Sequence[str], path: Path
-) -> Path:
-    """Everything in the tables and curves, as JSON (a number that is not finite becomes null).
+def in_words(result: TaskResult) -> str:
+    """The two tables of a task."""
+    heads = [*RUN_HEADS, result.task.outcome_label]
+    return "\n".join(
+        [
+            f"\n{result.task.title}: {result.task.score_label}",
+            text_table(heads, run_rows(result), words=2),
+            "\nAs many steps by operator and by backpropagation",
+            text_table(STRETCH_HEADS, stretch_rows(result), words=1),
+        ]
+    )
 
-    Raises:
-        OSError: the file cannot be written.
-    """
-    content = {
+
+def as_facts(
+    results: Sequence[TaskResult], settings: dict[str, Any], machine: Sequence[str]
+) -> dict[str, Any]:
+    """Everything in the tables and curves."""
+    return {
         "settings": settings,
         "machine": list(machine),
         "tasks": {
@@ -131,7 +139,6 @@ def save_results(
             for result in results
         },
     }
-    return write_json(path, content)
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from koopfast._command import check_folder, check_packages, check_threads
+from koopfast.commands import add_output_arguments, show
 from koopfast.errors import KoopfastError
 
 __all__ = ["add_arguments", "run"]
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refit", action="store_true", help="keep the trainings, fit and measure again"
     )
+    add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,5 +122,5 @@ def publish(name: str, result: dict[str, Any], args: argparse.Namespace, seconds
     parts[f"{name}-command"] = f"`{command}` on {', '.join(machine)}."
     parts["complexity"] = document.markdown(tables.complexity_table())
     doc = document.update(args.doc or args.out / "reproduction.md", parts)
-    print(f"{parts[f'{name}-verdict']}\n\nnumbers  {args.out / name}.json\npage     {where}")
-    print(f"tables   {doc}")
+    text = [parts[f"{name}-verdict"], "", f"numbers  {args.out / name}.json", f"page     {where}"]
+    show(args, {**result, "machine": machine, "command": command}, [*text, f"tables   {doc}"])
