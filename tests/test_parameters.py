@@ -85,7 +85,7 @@ def test_integer_and_lazy_parameters_are_refused() -> None:
 
 def test_two_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without an accelerator only the meta device is a second one; let it pass the earlier check.
-    monkeypatch.setattr(module_under_test, "_check_supported", lambda name, p: None)
+    monkeypatch.setattr(module_under_test, "check_supported", lambda name, p: None)
     model = perceptron()
     model[2].to("meta")
     with pytest.raises(UnsupportedParameterError, match=r"'2\.weight'.*meta while '0\.weight'"):

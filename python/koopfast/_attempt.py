@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from koopfast._adaptive import Predictions
+from koopfast._distributed import Alone, fit_failures
 from koopfast._savepoint import Savepoint
 from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller
@@ -24,7 +24,7 @@ from koopfast.parameters import ParameterVector
 from koopfast.partition import Partition
 from koopfast.snapshots import SnapshotBuffer
 
-__all__ = ["Attempt", "FitFailure", "probed", "refused"]
+__all__ = ["Attempt", "probed", "refused"]
 
 # Candidates are predicted together up to this much memory. All eleven of a search fit for ten
 # million float32 weights; for a billion, each row is formed alone and only if it is tried.
@@ -43,6 +43,7 @@ class Attempt:
         lag: optimizer steps since its last snapshot.
         guard: judges.
         controller: searches, where there is one.
+        team: fits and predicts the same, or fails together.
     """
 
     config: KoopmanConfig
@@ -52,6 +53,7 @@ class Attempt:
     lag: int
     guard: Guard
     controller: Controller | None
+    team: Alone
 
     def fit(self) -> KoopmanOperator:
         """The operator of the window.
@@ -59,8 +61,11 @@ class Attempt:
         Raises:
             FitFailure: there is no memory for it, or the like.
         """
+        return self.team.fit(self._own_fit, self.snapshots, self.partition, self.config)
+
+    def _own_fit(self) -> KoopmanOperator:
         options = self.config.fit_options
-        with _fit_failures():
+        with fit_failures():
             if isinstance(self.snapshots, MomentBuffer):
                 return self.snapshots.fit_with(options)
             return KoopmanOperator.fit(
@@ -83,19 +88,27 @@ class Attempt:
             return verdict, 0.0
         if controller is None or probe is None:
             horizons = _horizons(self.config, self.snapshots)
-            in_order = _InOrder(self.snapshots, operator, horizons, self.lag)
+            in_order = _InOrder(self.snapshots, self._predictor(operator), horizons, self.lag)
             return guard.judge(parameters, in_order, savepoint, probe), in_order.seconds
         if look is None:
             look = guard.look(savepoint, probe)
             controller.spend(1, len(look.parts))
             controller.begin(look.loss)
-        predictions = Predictions(
-            self._rows, _unless_it_fails(operator), self.lag, _CANDIDATE_BYTES
-        )
+        predict = self._predictor(operator)
+        predictions = Predictions(self._rows, predict, self.lag, _CANDIDATE_BYTES)
         search = predictions.search(controller.search(look.loss, averaged, still=operator.still))
         verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
         controller.spend(verdict.probe_evaluations - 1, len(look.parts))
         return verdict, predictions.seconds
+
+    def _predictor(self, operator: KoopmanOperator) -> Callable[[list[float]], Tensor]:
+        """The operator's predictions; where they fail on any process, FitFailure on all."""
+
+        def own(horizons: list[float]) -> Tensor:
+            with fit_failures():
+                return operator.predict(horizons)
+
+        return lambda horizons: self.team.agreed(lambda: own(horizons))
 
     @property
     def _rows(self) -> SnapshotBuffer:
@@ -113,11 +126,11 @@ class _InOrder:
     def __init__(
         self,
         snapshots: SnapshotBuffer | MomentBuffer,
-        operator: KoopmanOperator,
+        predict: Callable[[list[float]], Tensor],
         horizons: Sequence[int],
         lag: int,
     ) -> None:
-        self._operator = operator
+        self._predict = predict
         self._horizons = horizons
         self._lag = lag
         self._stride = snapshots.stride
@@ -130,20 +143,9 @@ class _InOrder:
             group = self._horizons[first : first + size]
             started = perf_counter()
             # Horizons count from now, the operator's powers from the last snapshot.
-            with _fit_failures():
-                rows = self._operator.predict([(h + self._lag) / self._stride for h in group])
+            rows = self._predict([(h + self._lag) / self._stride for h in group])
             self.seconds += perf_counter() - started
             yield from zip(group, rows, strict=True)
-
-
-def _unless_it_fails(operator: KoopmanOperator) -> Callable[[list[float]], Tensor]:
-    """The operator's predictions; where they fail, :class:`FitFailure`."""
-
-    def predict(horizons: list[float]) -> Tensor:
-        with _fit_failures():
-            return operator.predict(horizons)
-
-    return predict
 
 
 def probed(look: Look) -> dict[str, Any]:
@@ -177,17 +179,3 @@ def refused(kind: str, reason: str, **probed: Any) -> Verdict:
     """A verdict without a trial; ``probed`` is what :func:`probed` gave, if there was a look."""
     empty = {"loss_before": None, "loss_after": None, "candidates": ()}
     return Verdict(accepted=False, horizon=0, kind=kind, reason=reason, **{**empty, **probed})
-
-
-class FitFailure(Exception):
-    """Fitting or predicting broke off; the message says why."""
-
-
-@contextlib.contextmanager
-def _fit_failures() -> Iterator[None]:
-    """Tell errors of fit and prediction (no memory, say) from those of a probe."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        message = str(error).partition("\n")[0]
-        raise FitFailure(f"the fit failed: {type(error).__name__}: {message}") from error

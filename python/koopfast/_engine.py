@@ -6,14 +6,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from koopfast import _attach, _training_state
-from koopfast._attempt import Attempt, FitFailure, probed, refused
+from koopfast._attempt import Attempt, probed, refused
 from koopfast._costs import Since, seconds
+from koopfast._distributed import FitFailure
 from koopfast._notices import Notices
 from koopfast._savepoint import (
     Buffers,
@@ -23,6 +24,7 @@ from koopfast._savepoint import (
     Weights,
     restore_all,
 )
+from koopfast._team import ProcessGroup, team_of
 from koopfast._watch import RateWatch, StepWatch, WeightWatch
 from koopfast._window import new_buffer
 from koopfast.config import KoopmanConfig
@@ -33,10 +35,12 @@ from koopfast.history import History, HistoryMark, JumpRecord, Spread
 from koopfast.loggers import Logger
 from koopfast.moments import MomentBuffer
 from koopfast.operator import KoopmanOperator
-from koopfast.parameters import ParameterVector, trainable_parameters
 from koopfast.snapshots import SnapshotBuffer
 
-__all__ = ["Engine"]
+__all__ = ["WRITTEN", "Engine"]
+
+# What broke a window: a rate that changed, weights that somebody wrote.
+_RATE, WRITTEN = 1, 2
 
 _Result = TypeVar("_Result")
 
@@ -48,7 +52,11 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: KoopmanConfig
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: KoopmanConfig,
+        process_group: ProcessGroup | Literal[False] | None,
     ) -> None:
         self._given_optimizer = optimizer
         optimizer = _attach.real_optimizer(optimizer)
@@ -63,17 +71,20 @@ class Engine:
         self.loggers: list[Logger] = []
         self._model = model
         self._optimizer = optimizer
-        self._parameters = ParameterVector(trainable_parameters(model, optimizer))
-        self._partition = config.partition_of(model, self._parameters)
+        self._team = team_of(model, optimizer, process_group)
+        self._parameters = self._team.parameters(model, optimizer)
+        self._partition = self._team.partition(config, model, self._parameters)
         self._controller = self._new_controller()
         self._snapshots = new_buffer(config, self._parameters, self._partition, self._controller)
         self._weight_watch = WeightWatch(self._parameters)
         self._rate_watch = RateWatch(optimizer)
         self._step_watch = StepWatch(optimizer, self._before_step)
-        self._guard = Guard(config.guard, config.probe_gradients)
+        self._guard = Guard(config.guard, config.probe_gradients, self._team)
         self._enabled = True
         self._idle = config.warmup  # optimizer steps before recording goes on
         self._lag = 0  # optimizer steps since the last snapshot
+        self._broken = 0  # what broke this window; of several processes, each may see it or not
+        self._reserved = False
         self._since_begin, self._since_paid = Since(), Since()
         self._notices = Notices()
         self._rollback: ReturnPoint | None = None
@@ -84,7 +95,7 @@ class Engine:
         """The optimizer is about to step: not from a probe, and from the weights it left."""
         self._refuse_reentry()
         if not self._step_watch.began and self._weight_watch.compare():
-            self._split_at_write()
+            self._break(WRITTEN)
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
@@ -127,10 +138,11 @@ class Engine:
             self._idle -= 1
             return None
         if rate_changed:
-            self._split_window()
+            self._break(_RATE)
         # On CUDA this is the time to enqueue the copy: waiting for it would slow training down.
         started = perf_counter()
         try:
+            self._reserve()
             stored = self._snapshots.record()
         except MemoryError as error:
             self._enable(False)
@@ -142,8 +154,7 @@ class Engine:
         if not self._snapshots.full:
             self._look_ahead(probe)
             return None
-        if self._weight_watch.broken():
-            self._split_at_write()
+        if self._split_where_broken():
             return None
         if probe is None and self.config.guard == "probe":
             self._restart_window()
@@ -176,8 +187,7 @@ class Engine:
         """The loss now, outside of any jump."""
         self._jumping = True
         try:
-            parameters = self._parameters
-            savepoint = Savepoint(self._model, parameters.parameters, parameters.device)
+            savepoint = self._savepoint()
             look = self._guard.look(savepoint, probe)
         finally:
             self._jumping = False
@@ -188,7 +198,8 @@ class Engine:
         """The window is full: jump, only watch, or undo the jump before."""
         counters = self.history.counters
         if self.config.overhead is not None:
-            controller.clock(*self._since_paid(counters), self.config.overhead)
+            spent, elapsed, steps = self._team.of_first(self._since_paid(counters))
+            controller.clock(spent, elapsed, int(steps), self.config.overhead)
         if controller.pause == 0 and controller.ready():
             look = self._look(controller, probe)
             decision = controller.arrive(look.loss)
@@ -232,12 +243,14 @@ class Engine:
         self._jumping = True
         try:
             history = HistoryMark(self.history)
+            self._team.prepare()
             self._parameters.check_unchanged(self._model)
             optimizer_state = OptimizerState(self._optimizer, copy=False)
-            savepoint = Savepoint(self._model, self._parameters.parameters, self._parameters.device)
+            savepoint = self._savepoint()
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:
+                self._team.settle(self._parameters)
                 self._rollback = self._settle(savepoint, optimizer_state, treatment)
             self.history.add_jump(record)
         except BaseException:
@@ -267,6 +280,7 @@ class Engine:
             self._lag,
             self._guard,
             self._controller,
+            self._team,
         )
         seconds_fit = 0.0
         started = perf_counter()
@@ -341,12 +355,33 @@ class Engine:
             self._rows.clear(stride=controller.stride, average=controller.average)
         self._weight_watch.forget()
         self._lag = 0
+        self._broken = 0
 
     def _start_over(self) -> None:
         """What comes is not to be compared with what was."""
         if self._controller is not None:
             self._controller.forget()
         self._restart_window()
+
+    def _break(self, cause: int) -> None:
+        """The window is broken: begin anew, now or, with others, when all have come to its end."""
+        self._broken = max(self._broken, cause)
+        if self._team.size == 1:
+            self._split(cause)
+
+    def _split_where_broken(self) -> bool:
+        """Begin anew if any process saw the window break; True if so."""
+        seen = WRITTEN if self._weight_watch.broken() else self._broken
+        cause = self._team.highest(seen)
+        if cause:
+            self._split(cause)
+        return cause > 0
+
+    def _split(self, cause: int) -> None:
+        if cause == WRITTEN:
+            self._split_at_write()
+        else:
+            self._split_window()
 
     def _split_window(self) -> None:
         self._start_over()
@@ -362,6 +397,18 @@ class Engine:
             "this belongs to each step, call after_step() after it instead of attach()",
         )
 
+    def _savepoint(self) -> Savepoint:
+        self._team.prepare()
+        parameters = self._parameters
+        return Savepoint(self._model, parameters.tensors, parameters.device)
+
+    def _reserve(self) -> None:
+        """Make room for the window on all processes, or on none."""
+        snapshots = self._snapshots
+        if self._team.size > 1 and not self._reserved and isinstance(snapshots, SnapshotBuffer):
+            self._team.agreed(snapshots.reserve, MemoryError)
+            self._reserved = True
+
     def _new_controller(self) -> Controller | None:
         config = self.config
         return Controller(config.snapshots, config.max_horizon) if config.adaptive else None
@@ -374,7 +421,7 @@ class Engine:
     def _return_point(self) -> ReturnPoint:
         """The weights, buffers and optimizer state of now."""
         return ReturnPoint(
-            Weights(self._parameters.parameters),
+            Weights(self._parameters.tensors),
             Buffers(self._model),
             OptimizerState(self._optimizer, copy=True),
         )

@@ -365,17 +365,7 @@ def snapshot_svd(
     if method == "gram":
         source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
         coordinates = snapshot_gram(source, table, blocks, rows=rows).cpu()
-        sizes = table.sizes[blocks]
-        _native.gram_svd(
-            coordinates.data_ptr(),
-            sizes.data_ptr(),
-            count,
-            m,
-            _ROWS[rows],
-            sigma.data_ptr(),
-            threads,
-        )
-        return sigma, coordinates
+        return _gram_svd(coordinates, table, blocks, rows=rows), coordinates
     host, arrays = snapshots.cpu(), table.to(torch.device("cpu"))
     coordinates = torch.empty((count, m, m), dtype=torch.float64)
     _native.snapshot_qr(
@@ -389,6 +379,22 @@ def snapshot_svd(
         threads,
     )
     return sigma, coordinates
+
+
+def _gram_svd(grams: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) -> Tensor:
+    """Singular values from Gram matrices, which become the coordinates; see `snapshot_svd`."""
+    count, m = grams.shape[:2]
+    sigma, sizes = torch.empty((count, m), dtype=torch.float64), table.sizes[blocks]
+    _native.gram_svd(
+        grams.data_ptr(),
+        sizes.data_ptr(),
+        count,
+        m,
+        _ROWS[rows],
+        sigma.data_ptr(),
+        thread_count(),
+    )
+    return sigma
 
 
 def _unfitted(
@@ -441,19 +447,16 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
     source = snapshots if in_place else host
     # Gram matrices of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
-    batch = max(1, _PASS_BYTES // (8 * m * m))
-    dual_blocks = torch.nonzero(dual).flatten()
     by_moments = _fits_from_moments(options)
-    # (Splitting nothing gives one empty batch: no launch is to see it.)
-    for blocks in torch.split(dual_blocks, batch) if len(dual_blocks) > 0 else ():
-        if by_moments and m <= _MOST_LANE_ORDER:
+    for blocks in dual_batches(torch.nonzero(dual).flatten(), m):
+        if options.method == "gram":
             grams = snapshot_gram(source, table, blocks, rows=_rows_of(options)).cpu()
-            _fit_grams(grams, table, blocks, options, fitted)
+            fit_grams(grams, table, blocks, options, fitted)
             continue
         _, coordinates = snapshot_svd(
             source, table, blocks, rows=_rows_of(options), method=options.method
         )
-        _fit_blocks(source, table, blocks, True, coordinates, options, fitted)
+        _fit_blocks(view(source), table, blocks, True, coordinates, options, fitted)
     # Moments are the smaller form where there are as many pairs as stacked weights.
     small = torch.zeros_like(dual)
     if by_moments and options.delays != "auto":
@@ -463,8 +466,44 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     others = torch.nonzero(~dual & ~small).flatten()
     if len(others) > 0:
         none = torch.empty(0, dtype=torch.float64)
-        _fit_blocks(host, table, others, False, none, options, fitted)
+        _fit_blocks(view(host), table, others, False, none, options, fitted)
     return fitted.repacked()
+
+
+def dual_batches(blocks: Tensor, m: int) -> Sequence[Tensor]:
+    """Blocks in batches whose Gram matrices, (m, m) each, fit into memory together."""
+    # (Splitting nothing gives one empty batch: no launch is to see it.)
+    return torch.split(blocks, max(1, _PASS_BYTES // (8 * m * m))) if len(blocks) > 0 else ()
+
+
+def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
+    """Room for the fit of every block in its dual form, for :func:`fit_grams`."""
+    rows = torch.full_like(table.sizes, m)
+    capacity = rank_capacity(options, m, table.sizes)
+    averaged = options.block_average != 1
+    return _unfitted(torch.ones_like(rows, dtype=torch.bool), rows, capacity, averaged=averaged)
+
+
+def observed_grams(
+    snapshots: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions
+) -> Tensor:
+    """Gram matrices of what a fit observes, as :func:`fit_grams` takes them."""
+    source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
+    return snapshot_gram(source, table, blocks, rows=_rows_of(options)).cpu()
+
+
+def fit_grams(
+    grams: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
+) -> None:
+    """Fit dual blocks from their Gram matrices (len(blocks), m, m), which may be overwritten."""
+    m = grams.shape[1]
+    if _fits_from_moments(options) and m <= _MOST_LANE_ORDER:
+        _fit_grams(grams, table, blocks, options, fitted)
+        return
+    _gram_svd(grams, table, blocks, rows=_rows_of(options))
+    # Of the snapshots, the dual form reads the shape alone.
+    shape = (grams.data_ptr(), _DTYPE_CODES[torch.float64], m, 1, 1)
+    _fit_blocks(shape, table, blocks, True, grams, options, fitted)
 
 
 def _fits_from_moments(options: FitOptions) -> bool:
@@ -515,7 +554,7 @@ def _fit_primal(
 
 
 def _fit_blocks(
-    source: Tensor,
+    source: _View,
     table: BlockTable,
     blocks: Tensor,
     dual: bool,
@@ -523,11 +562,11 @@ def _fit_blocks(
     options: FitOptions,
     fitted: FittedBlocks,
 ) -> None:
-    """Fit some blocks of one form. The dual form reads the shape of `source` alone."""
+    """Fit some blocks of one form. The dual form reads the `m` of `source` alone."""
     arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit(
-        view(source),
+        source,
         _addresses(arrays),
         blocks.data_ptr(),
         len(blocks),
@@ -684,6 +723,37 @@ def predict(
                 continue
             values = operator_power(fitted, blocks, some)
             _combine(snapshots, table, blocks, form, values, out[first : first + step])
+
+
+def predict_cells(
+    snapshots: Tensor,
+    cells: BlockTable,
+    block: Tensor,
+    fitted: FittedBlocks,
+    horizons: Sequence[float],
+    out: Tensor,
+) -> None:
+    """As :func:`predict`, of dual blocks of which the snapshots hold parts, the ``cells``.
+
+    ``block`` (n_cells,) says whose part each is.
+    """
+    device = _native_device(snapshots)
+    if device is None:
+        host = torch.empty(out.shape, dtype=out.dtype)
+        predict_cells(snapshots.cpu(), cells, block, fitted, horizons, host)
+        out.copy_(host)
+        return
+    if not all(h.is_integer() for h in horizons) or bool((fitted.block_average > 1).any()):
+        fitted = fitted.with_spectrum
+    own, of_own = torch.unique_consecutive(block, return_inverse=True)
+    step = max(1, _PASS_BYTES // (8 * snapshots.shape[0] * len(own)))
+    for first in range(0, len(horizons), step):
+        some = torch.tensor(horizons[first : first + step], dtype=torch.float64)
+        values, offsets, base = operator_power(fitted, own, some)
+        powers = values, offsets[of_own], base[of_own]
+        _combine(
+            snapshots, cells, torch.arange(len(block)), True, powers, out[first : first + step]
+        )
 
 
 def _combine(

@@ -8,7 +8,7 @@ was changed, and calls that no optimizer step stands behind.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,9 +73,8 @@ class WeightWatch:
     """
 
     def __init__(self, parameters: ParameterVector) -> None:
-        chosen = parameters.parameters
-        spacing = -(-len(chosen) // _MOST_PARAMETERS)
-        self._parameters: Sequence[Tensor] = chosen[::spacing]
+        self._vector = parameters
+        self._spacing = -(-len(parameters) // _MOST_PARAMETERS)
         self._device = parameters.device
         self._places: list[int] = []
         self._views: list[Tensor] = []
@@ -121,10 +120,13 @@ class WeightWatch:
 
     def _sample(self) -> Tensor:
         with torch.no_grad():
-            places = [p.data_ptr() for p in self._parameters]
+            chosen = self._vector.tensors[:: self._spacing]
+            places = [p.data_ptr() for p in chosen]
             if places != self._places:  # also when p.data was exchanged
-                self._views = [_few(p.detach()) for p in self._parameters]
+                self._views = [_few(p.detach()) for p in chosen if p.numel() > 0]
                 self._places = places
+            if not self._views:  # a shard without weights
+                return torch.empty(0, dtype=torch.int64, device=self._device)
             sample = torch.cat(self._views)
             sample = torch.view_as_real(sample).flatten() if sample.is_complex() else sample
             return sample.view(_BITS[sample.element_size()])  # NaN equals itself

@@ -271,10 +271,10 @@ class KoopmanConfig(FitOptions):
         """
         if isinstance(self.partition, str):
             return Partition.of(self.partition, model, size=self.node_size, parameters=parameters)
-        if self.partition.n != parameters.n:
+        if self.partition.n != parameters.total:
             raise ConfigError(
-                f"partition: expected one of {parameters.n} weights, as the model has, got one of "
-                f"{self.partition.n}; make it with Partition.node(model) or the like, after "
+                f"partition: expected one of {parameters.total} weights, as the model has, got "
+                f"one of {self.partition.n}; make it with Partition.node(model) or the like, after "
                 "freezing what is to be frozen"
             )
         return self.partition

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DistributedError",
     "KoopfastError",
     "KoopmanWarning",
     "ParameterChangedError",
@@ -31,6 +32,10 @@ class UnsupportedParameterError(KoopfastError, TypeError):
 
 class ParameterChangedError(KoopfastError, RuntimeError):
     """A parameter was resized, moved, cast, frozen or replaced in the middle of a window."""
+
+
+class DistributedError(KoopfastError):
+    """Another process that trains the same weights failed or cannot be reached."""
 
 
 class CheckpointError(KoopfastError, RuntimeError):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from koopfast._distributed import Alone
 from koopfast._savepoint import Savepoint
 from koopfast.errors import ConfigError
 from koopfast.parameters import ParameterVector
@@ -66,15 +67,21 @@ class Guard:
             are finite, and never calls the probe.
         gradients: whether the probe runs with gradients enabled; ``"auto"`` tries without, and
             repeats with them when autograd says that they are missing.
+        team: the processes that judge together: losses are means over them, and weights are
+            finite if all of them are.
 
     Attributes:
         needs_gradients: True once a probe turned out to need gradients (or was said to).
     """
 
     def __init__(
-        self, kind: Literal["probe", "finite"], gradients: bool | Literal["auto"] = "auto"
+        self,
+        kind: Literal["probe", "finite"],
+        gradients: bool | Literal["auto"] = "auto",
+        team: Alone | None = None,
     ) -> None:
         self.kind = kind
+        self.team = Alone() if team is None else team
         self.needs_gradients = gradients is True
         self._may_repeat = gradients == "auto"
 
@@ -112,7 +119,7 @@ class Guard:
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
         try:
             if probe is None or self.kind == "finite":
-                return _judge_finite(parameters, candidates)
+                return _judge_finite(parameters, candidates, self.team)
             timed = _Timed(self, probe)
             before = timed.look(savepoint)
             return _try(parameters, _in_order(candidates, before.loss), savepoint, timed, before)
@@ -145,6 +152,14 @@ class Guard:
 
     def _evaluate(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
         """The probed losses at the weights in place, from the savepoint and back to it."""
+        team = self.team
+        return team.mean(team.agreed(lambda: self._own_losses(probe, savepoint)))
+
+    def _own_losses(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
+        with self.team.probing():
+            return self._called(probe, savepoint)
+
+    def _called(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
         if self._may_repeat and not self.needs_gradients:
             try:
                 return _call(probe, savepoint, gradients=False)
@@ -164,6 +179,7 @@ class _Timed:
 
     def __init__(self, guard: Guard, probe: Probe, first: Look | None = None) -> None:
         self._guard = guard
+        self.team = guard.team
         self._probe = probe
         self.evaluations = 0 if first is None else 1
         self.seconds = 0.0 if first is None else first.seconds
@@ -210,7 +226,7 @@ def _try(
             horizon, weights = next(search) if answer is None else search.send(answer)
         except StopIteration:
             break
-        if _is_finite(parameters, weights):
+        if probe.team.all(_is_finite(parameters, weights)):
             parameters.write(weights)
             look = probe.look(savepoint)
             answer = look.loss
@@ -226,7 +242,7 @@ def _try(
         kind, reason = "no_gain", f"the gain from {before.loss:.6g} to {best.loss:.6g} is too small"
     # Loss for loss the same: perhaps nothing was tried at all, after rounding.
     unmoved = all(loss == before.loss for _, loss in tried)
-    if weights is not None and unmoved and _is_lost(parameters, weights):
+    if weights is not None and unmoved and probe.team.all(_is_lost(parameters, weights)):
         kind, reason = "rounded", _rounded_in_words(tried[-1][0])
     accepted = kind == "accepted"
     if best_weights is not None and accepted:
@@ -299,10 +315,12 @@ def scalar_loss(value: Any, source: str) -> float:
     return float(value)
 
 
-def _judge_finite(parameters: ParameterVector, candidates: Iterable[tuple[int, Tensor]]) -> Verdict:
+def _judge_finite(
+    parameters: ParameterVector, candidates: Iterable[tuple[int, Tensor]], team: Alone
+) -> Verdict:
     horizon, weights = next(iter(candidates))
-    accepted = _is_finite(parameters, weights)
-    if accepted and _is_lost(parameters, weights):
+    accepted = team.all(_is_finite(parameters, weights))
+    if accepted and team.all(_is_lost(parameters, weights)):
         accepted, kind, reason = False, "rounded", _rounded_in_words(horizon)
     elif accepted:
         parameters.write(weights)
@@ -316,7 +334,7 @@ def _is_finite(parameters: ParameterVector, weights: Tensor) -> bool:
     """True if each weight is finite in its own parameter's dtype (float16 overflows early)."""
     if all(p.dtype == weights.dtype for p in parameters.parameters):
         return bool(torch.isfinite(weights).all())
-    views = zip(parameters.values(weights), parameters.parameters, strict=True)
+    views = zip(parameters.values(weights), parameters.tensors, strict=True)
     return all(bool(torch.isfinite(view.to(p.dtype)).all()) for view, p in views)
 
 
@@ -324,7 +342,7 @@ def _is_lost(parameters: ParameterVector, weights: Tensor) -> bool:
     """True if ``weights`` round to those in place, where parameters have 16 bits to round to."""
     if all(p.dtype.itemsize > 2 for p in parameters.parameters):
         return False
-    views = zip(parameters.views(weights), parameters.parameters, strict=True)
+    views = zip(parameters.views(weights), parameters.tensors, strict=True)
     return all(torch.equal(view.to(p.dtype), p) for view, p in views)
 
 

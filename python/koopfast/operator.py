@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -106,6 +107,18 @@ class KoopmanOperator:
     @property
     def _fitted(self) -> _ops.FittedBlocks:
         return self._fit.blocks if isinstance(self._fit, SingleWeights) else self._fit
+
+    @property
+    def coefficients(self) -> dict[str, Tensor]:
+        """All that was fitted, by name: with the snapshots it makes the predictions."""
+        values = {f.name: getattr(self._fit, f.name) for f in dataclasses.fields(self._fit)}
+        values.pop("snapshots", None)
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @coefficients.setter
+    def coefficients(self, values: dict[str, Tensor]) -> None:
+        fields: dict[str, Any] = dict(values)
+        self._fit = dataclasses.replace(self._fit, **fields)
 
     @classmethod
     def fit(
@@ -291,6 +304,12 @@ class KoopmanOperator:
             raise ConfigError("out: expected a plain tensor; pass out.detach() or a new one")
         elif out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr():
             raise ConfigError("out: it shares its memory with the snapshots; pass a new tensor")
+        self._write(wanted, out)
+        return out
+
+    def _write(self, wanted: list[float], out: Tensor) -> None:
+        """The weights at horizons in recorded intervals, to the rows of ``out``."""
+        like = self._snapshots
         if isinstance(self._fit, SingleWeights):
             self._fit.predict(wanted, out)
         elif like.is_complex():
@@ -300,7 +319,6 @@ class KoopmanOperator:
         else:
             table = _ops.BlockTable(self.partition) if self._table is None else self._table
             _ops.predict(like, table, self._fit, wanted, out)
-        return out
 
     @property
     def n_blocks(self) -> int:

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from koopfast.errors import ConfigError, ParameterChangedError, UnsupportedParameterError
 
-__all__ = ["ParameterVector", "trainable_parameters"]
+__all__ = [
+    "ParameterVector",
+    "as_named",
+    "check_supported",
+    "is_sharded",
+    "trainable_parameters",
+]
 
 _Tensors: TypeAlias = "list[Tensor] | tuple[Tensor, ...]"
 
@@ -33,13 +39,18 @@ _SUPPORTED = (
 
 
 def trainable_parameters(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, sharded: bool = False
 ) -> list[tuple[str, nn.Parameter]]:
     """The parameters that training moves, named, in the order of ``model.named_parameters()``.
 
     A tied parameter comes once, under its first name. Frozen parameters (``requires_grad`` false)
     and those without elements are left out, and, where an ``optimizer`` is given, those that it
     does not hold.
+
+    Args:
+        model: whose.
+        optimizer: steps them.
+        sharded: let distributed tensors (DTensor) pass, unchecked.
 
     Raises:
         ConfigError: nothing is left, or the optimizer holds a parameter that the model does not.
@@ -57,7 +68,8 @@ def trainable_parameters(
         stepped = _optimizer_parameter_ids(model, optimizer)
         named = [(name, p) for name, p in named if id(p) in stepped]
     for name, p in named:
-        _check_supported(name, p)
+        if not (sharded and is_sharded(p)):
+            check_supported(name, p)
     named = [(name, p) for name, p in named if p.numel() > 0]
     if not named:
         held = (
@@ -102,7 +114,7 @@ def as_named(
                 f"parameters: expected tensors or (name, tensor) pairs, got {type(p).__name__} "
                 f"at position {position}; pass model.named_parameters() or a model"
             )
-        _check_supported(name, p)
+        check_supported(name, p)
         if id(p) not in seen and p.numel() > 0:
             seen.add(id(p))
             named.append((name, p))
@@ -140,9 +152,13 @@ class ParameterVector:
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         named = as_named(named_parameters)
+        self._lay_out(named, [p for _, p in named])
+
+    def _lay_out(self, named: Sequence[tuple[str, Tensor]], tensors: Sequence[Tensor]) -> None:
+        """Set the attributes; ``tensors`` hold the numbers of the parameters ``named``."""
         self.names: tuple[str, ...] = tuple(name for name, _ in named)
         self.parameters: tuple[Tensor, ...] = tuple(p for _, p in named)
-        self.lengths: tuple[int, ...] = tuple(p.numel() for p in self.parameters)
+        self.lengths: tuple[int, ...] = tuple(t.numel() for t in tensors)
         ends = tuple(itertools.accumulate(self.lengths))
         self.starts: tuple[int, ...] = (0, *ends[:-1])
         self.n: int = ends[-1]
@@ -150,9 +166,9 @@ class ParameterVector:
         for p in self.parameters:
             dtype = torch.promote_types(dtype, p.dtype)
         self.dtype: torch.dtype = dtype
-        self.device: torch.device = self.parameters[0].device
+        self.device: torch.device = tensors[0].device
         self._split = list(self.lengths)
-        self._shapes = tuple(p.shape for p in self.parameters)
+        self._shapes = tuple(t.shape for t in tensors)
         self._expected = [_signature(p) for p in self.parameters]
 
     def __len__(self) -> int:
@@ -160,6 +176,21 @@ class ParameterVector:
 
     def __repr__(self) -> str:
         return f"ParameterVector({len(self)} parameters, n={self.n}, {self.dtype}, {self.device})"
+
+    @property
+    def total(self) -> int:
+        """How many weights there are, those on other ranks too."""
+        return self.n
+
+    @property
+    def layout(self) -> str:
+        """Which part of the parameters this is, in a checkpoint: all of them."""
+        return ""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What holds the numbers that are read and written: the parameters themselves."""
+        return self.parameters
 
     def views(self, row: Tensor) -> list[Tensor]:
         """Views into ``row``, (n,), one shaped like each parameter; they share its memory.
@@ -195,7 +226,7 @@ class ParameterVector:
 
     def read_into_views(self, views: list[Tensor]) -> None:
         """As :meth:`read_into`, into what :meth:`views` gave: the fast way for a row used often."""
-        _copy(views, self.parameters)
+        _copy(views, self.tensors)
 
     def write(self, flat: Tensor) -> None:
         """Copy ``flat``, (n,), into the parameters, converted to each one's dtype and device.
@@ -218,9 +249,9 @@ class ParameterVector:
         sources = self.values(flat.detach())
         # Clones, not one flat backup: a round trip through a wider dtype need not keep the bits
         # of a NaN, and a clone keeps the memory format, which makes the way back a plain memcpy.
-        before = [p.detach().clone() for p in self.parameters]
+        before = [t.detach().clone() for t in self.tensors]
         try:
-            _copy(self.parameters, sources)
+            _copy(self.tensors, sources)
         except BaseException:
             self._restore(before)
             raise
@@ -229,7 +260,7 @@ class ParameterVector:
         restored = False
         while not restored:  # a second interrupt must not leave half of each
             with contextlib.suppress(KeyboardInterrupt):
-                _copy(self.parameters, before)
+                _copy(self.tensors, before)
                 restored = True
 
     def check_unchanged(self, model: nn.Module | None = None) -> None:
@@ -291,7 +322,8 @@ def _signature(p: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, bool]:
     return p.shape, p.dtype, p.device, p.requires_grad
 
 
-def _check_supported(name: str, p: Tensor) -> None:
+def check_supported(name: str, p: Tensor) -> None:
+    """Raise UnsupportedParameterError for what is no dense tensor of numbers that train."""
     if torch.nn.parameter.is_lazy(p):
         came, advice = "an uninitialized (lazy) parameter", "run one forward pass first"
     elif p.is_meta:
@@ -312,6 +344,11 @@ def _check_supported(name: str, p: Tensor) -> None:
         f"parameter '{name}': expected a dense float16, bfloat16, float32, float64, complex64 or "
         f"complex128 tensor, got {came}; {advice}"
     )
+
+
+def is_sharded(p: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this process holds a part or a copy."""
+    return hasattr(p, "device_mesh") and hasattr(p, "placements")
 
 
 def _check_one_device(named: Sequence[tuple[str, Tensor]]) -> None:

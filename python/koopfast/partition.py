@@ -17,7 +17,7 @@ from koopfast._checks import check_choice, whole
 from koopfast.errors import ConfigError
 from koopfast.parameters import ParameterVector, as_named, trainable_parameters
 
-__all__ = ["PARTITION_KINDS", "Partition"]
+__all__ = ["PARTITION_KINDS", "Partition", "joined", "repeated"]
 
 PARTITION_KINDS = ("network", "layer", "node", "quasi_node", "weight")
 """The names that :meth:`Partition.of` and ``KoopmanConfig(partition=...)`` know."""
@@ -350,7 +350,7 @@ class _Table:
         per_block = repeated(_int64(self._segment_counts), counts)
         offsets = torch.zeros(per_block.numel() + 1, dtype=torch.int64)
         torch.cumsum(per_block, 0, out=offsets[1:])
-        table = _joined(offsets, torch.cat(self._starts), torch.cat(self._lengths))
+        table = joined(offsets, torch.cat(self._starts), torch.cat(self._lengths))
         names = None
         if sum(self._block_counts) <= _MOST_NAMES:
             named = zip(self._names, self._block_counts, strict=True)
@@ -358,7 +358,7 @@ class _Table:
         return Partition(*table, n, names, kind)
 
 
-def _joined(offsets: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def joined(offsets: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same table with neighbouring segments of a block made one (fewer, longer reads)."""
     first = torch.ones(starts.numel(), dtype=torch.bool)
     first[1:] = starts[1:] != starts[:-1] + lengths[:-1]

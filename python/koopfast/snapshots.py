@@ -139,6 +139,16 @@ class SnapshotBuffer:
         """Calls of :meth:`record` until all rows are stored."""
         return (self.capacity - self._count) * self.stride - self._phase
 
+    def reserve(self) -> None:
+        """Allocate now what :meth:`record` would.
+
+        Raises:
+            MemoryError: as :meth:`record`.
+        """
+        self._allocated()
+        if self.average and self.stride > 1:
+            self._running_sum()
+
     def clear(self, *, stride: int | None = None, average: bool | None = None) -> None:
         """Forget all rows and a stride that has begun; the memory is kept for the next window.
 
@@ -219,7 +229,7 @@ class SnapshotBuffer:
             self.vector.read_into_views(self._sum_views)
         else:
             with torch.no_grad():
-                torch._foreach_add_(self._sum_views, self.vector.parameters)
+                torch._foreach_add_(self._sum_views, self.vector.tensors)
 
     def _row_views(self) -> list[Tensor]:
         row = self._count

@@ -8,15 +8,16 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from koopfast import _attach, _optimizer_checkpoint, _training_loop
-from koopfast._engine import Engine
+from koopfast._engine import WRITTEN, Engine
 from koopfast._files import check_file_name, jsonable, write_whole
+from koopfast._team import ProcessGroup
 from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError, KoopfastError
 from koopfast.guard import Probe, check_probe
@@ -37,6 +38,10 @@ class KoopmanTrainer(Engine):
         model: the network, with its parameters where and as they will be trained.
         optimizer: steps those parameters; parameters that it does not hold are left alone.
         config: a :class:`~koopfast.KoopmanConfig`; None means the default one.
+        process_group: the processes of torch.distributed that train these weights with this one:
+            each makes its trainer alike and takes the same steps, and all decide together. None
+            finds them where ``model`` is in ``DistributedDataParallel`` or has sharded parameters
+            (``fully_shard``, ``parallelize_module``). False: this process trains alone.
         **overrides: fields of the configuration to replace.
 
     Attributes:
@@ -74,10 +79,13 @@ class KoopmanTrainer(Engine):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: KoopmanConfig | None = None,
+        *,
+        process_group: ProcessGroup | Literal[False] | None = None,
         **overrides: Any,
     ) -> None:
         _check_arguments(model, optimizer, config)
-        super().__init__(model, optimizer, (config or KoopmanConfig()).replace(**overrides))
+        config = (config or KoopmanConfig()).replace(**overrides)
+        super().__init__(model, optimizer, config, process_group)
         self._held = _training_loop.HeldBatches()
         self._hook: RemovableHandle | None = None
         self._hook_probe: Probe | None = None
@@ -226,9 +234,9 @@ class KoopmanTrainer(Engine):
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
-        written = not self._step_watch.began and self._weight_watch.compare()
-        if written or self._weight_watch.broken():
-            self._split_at_write()
+        if not self._step_watch.began and self._weight_watch.compare():
+            self._break(WRITTEN)
+        self._split_where_broken()
         least = self.config.least_snapshots
         if self._snapshots.count < least:
             raise ConfigError(
