@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from koopfast.errors import (
     CheckpointError,
     ConfigError,
+    DistributedError,
     KoopfastError,
     KoopmanWarning,
     ParameterChangedError,
@@ -43,6 +44,7 @@ __all__ = [
     "BuildInfo",
     "CheckpointError",
     "ConfigError",
+    "DistributedError",
     "History",
     "JumpRecord",
     "KoopfastError",
