@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import os
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +21,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import koopfast
+import koopfast._attempt
 import koopfast._engine
 import koopfast._ops
+import koopfast.checkpoint
 import koopfast.guard
 
 STEPS = 40
@@ -73,9 +79,7 @@ class Training:
     def run(self, steps: int = STEPS, probe: Callable[[int], Any] | None = None) -> dict[str, Any]:
         """Train and tell how it went; ``probe`` is given the step."""
         for step in range(steps):
-            self.optimizer.zero_grad()
-            self.loss().backward()
-            self.optimizer.step()
+            self.step()
             try:
                 self.trainer.after_step(
                     self.loss if probe is None else lambda step=step: probe(step)
@@ -83,6 +87,12 @@ class Training:
             except Exception as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
         return self.told()
+
+    def step(self) -> None:
+        """An ordinary step; the trainer is told by the caller."""
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.optimizer.step()
 
     def told(self) -> dict[str, Any]:
         """Weights and decisions."""
@@ -173,6 +183,327 @@ def tp_fsdp(alone: bool = False) -> Any:
         tensor_parallel(model, mesh["tensor"])
         fully_sharded(model, mesh["data"])
     return trained(model)
+
+
+# Operators of a known trajectory, and where their predictions end up.
+
+
+def operators_of(model: nn.Module, alone: bool, **overrides: Any) -> dict[str, Any]:
+    """Fit to eight states that each parameter is set to, and write a prediction.
+
+    Nothing but torch's own DTensor puts the states in place and brings the prediction together.
+    """
+    config = koopfast.KoopmanConfig(window=8, stride=1, **overrides)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    trainer = koopfast.KoopmanTrainer(model, optimizer, config)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(3)
+    modes = [torch.randn(3, *p.shape, generator=generator, dtype=p.dtype) for _, p in named]
+    for t in range(8):
+        decay = torch.tensor([0.95**t, 0.8**t, 1.0], dtype=torch.float64)
+        with torch.no_grad():
+            for (_, p), own in zip(named, modes, strict=True):
+                p.copy_(placed(torch.tensordot(decay, own, 1), p))
+        trainer._snapshots.record()
+    attempt = koopfast._attempt.Attempt(
+        config,
+        trainer._parameters,
+        trainer._partition,
+        trainer._snapshots,
+        0,
+        trainer._guard,
+        None,
+        trainer._team,
+    )
+    operator = attempt.fit()
+    trainer._parameters.write(operator.predict(20)[0])
+    return {
+        "weights": {name: whole(p) for name, p in named},
+        "status": operator.status,
+        "rank": operator.rank,
+        "sigma": operator.singular_values_of(0),
+        "local": trainer._parameters.n,
+        "total": sum(p.numel() for _, p in named),
+    }
+
+
+def placed(full: Tensor, p: Any) -> Tensor:
+    """A tensor that every rank has, placed as ``p`` is."""
+    if not hasattr(p, "device_mesh"):
+        return full
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    everywhere = distribute_tensor(full, p.device_mesh, [Replicate()] * p.device_mesh.ndim)
+    return everywhere.redistribute(placements=p.placements)
+
+
+def in_one_group(model: nn.Module) -> nn.Module:
+    """Sharded together, as fully_shard wants tied parameters to be."""
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model)
+    return model
+
+
+def columns(model: Net) -> nn.Module:
+    """Every weight matrix in columns, its bias in parts: rows are split across ranks."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    for name, p in list(model.named_parameters()):
+        module, role = model.get_submodule(name.partition(".")[0]), name.partition(".")[2]
+        shard = Shard(1 if p.dim() > 1 else 0)
+        setattr(module, role, nn.Parameter(distribute_tensor(p, mesh_of(world()), [shard])))
+    return model
+
+
+def world() -> int:
+    return dist.get_world_size()
+
+
+def tied(model: Net) -> Net:
+    """The two hidden biases are one; of the last layer, the weight is frozen."""
+    model.hidden = nn.Linear(13, 13).double()
+    model.hidden.bias = model.first.bias
+    model.last = nn.Linear(13, 3).double()
+    model.last.weight.requires_grad_(False)
+    return model
+
+
+def partly_parallel(model: Net) -> nn.Module:
+    """The last layer is a plain one on every rank."""
+    return tensor_parallel(model, mesh_of(world()))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "network": {"partition": "network", "rank": 2},
+    "layer": {"partition": "layer"},
+    "node": {"partition": "node", "rank": 2},
+    "quasi_node": {"partition": "quasi_node", "node_size": 3, "rank": 2},
+    "state": {"observables": "state", "rank": 3},
+    "auto": {"observables": "auto", "delays": "auto", "estimator": "auto"},
+    "symmetric": {"symmetric": True, "rank": 2},
+    "averaged": {"block_average": 2, "rank": 1},
+}
+
+
+# A single row, of which all ranks but the first hold nothing.
+def row() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(9, 1)).double()
+
+
+LAYOUTS: dict[str, Callable[[bool], nn.Module]] = {
+    "uneven": lambda alone: network() if alone else fully_sharded(network()),
+    "columns": lambda alone: network() if alone else columns(network()),
+    "tied": lambda alone: tied(network()) if alone else in_one_group(tied(network())),
+    "row": lambda alone: row() if alone else in_one_group(row()),
+    "parallel": lambda alone: network(12) if alone else partly_parallel(network(12)),
+}
+
+
+def operators(alone: bool = False) -> Any:
+    """Each layout with layers, and the first two with all options."""
+    found = {}
+    for layout, make in LAYOUTS.items():
+        for name, options in OPTIONS.items():
+            if layout in ("uneven", "columns") or name in ("layer", "node"):
+                found[f"{layout}-{name}"] = operators_of(make(alone), alone, **options)
+    return found
+
+
+def operators_of_meshes(alone: bool = False) -> Any:
+    """The same on meshes of two dimensions."""
+    found = {}
+    for name in ("layer", "node"):
+        model = network() if alone else fully_sharded(network(), mesh_of(2, 2))
+        found[f"hsdp-{name}"] = operators_of(model, alone, **OPTIONS[name])
+        model = network(12)
+        if not alone:
+            mesh = mesh_of(2, 2)
+            tensor_parallel(model, mesh["tensor"])
+            fully_sharded(model, mesh["data"])
+        found[f"tp_fsdp-{name}"] = operators_of(model, alone, **OPTIONS[name])
+    return found
+
+
+# What is sent.
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes of every collective, whoever calls it.
+
+    Attributes:
+        calls: (operation, bytes of the tensors that this rank gives to it) of each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            # The first argument that is a tensor or tensors: what is sent, or received.
+            given = args[1] if "gather" in str(func) else args[0]
+            tensors = given if isinstance(given, (list, tuple)) else [given]
+            size = sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+            self.calls.append((func.__name__.partition(".")[0].strip("_"), size))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.calls)
+
+
+def traffic() -> Any:
+    """What a jump sends, for networks of two sizes and blocks of two kinds, judged or not."""
+    found = {}
+    replicated = nn.parallel.DistributedDataParallel
+    for kind, make in (("shards", fully_sharded), ("replicas", replicated)):
+        for width in (16, 160):
+            for partition in ("layer", "node"):
+                options = {"guard": "finite", "horizon": 20, "partition": partition, "rank": 2}
+                training = Training(make(network(width)), batch(), **options)
+                training.run(11)
+                training.step()
+                with Traffic() as sent:
+                    training.trainer.after_step()
+                operator = training.trainer.operator
+                found[f"{kind} {width} {partition}"] = (operator.n_blocks, operator.m, sent.calls)
+    return found
+
+
+def judged_traffic() -> Any:
+    """What judging sends beside what the probe itself does."""
+    training = Training(fully_sharded(network()), batch())
+    training.run(11)
+    training.step()
+    with Traffic() as probed:
+        with torch.no_grad():
+            training.loss()
+        training.trainer._team.prepare()
+    with Traffic() as sent:
+        record = training.trainer.after_step(training.loss)
+    return {"sent": sent.calls, "probed": probed.calls, "evaluations": record.probe_evaluations}
+
+
+# Checkpoints.
+
+
+def checkpointing(model: nn.Module) -> Training:
+    return Training(model, batch(), stride=4, average=True)
+
+
+def dcp(alone: bool = False) -> Any:
+    """Saved in the middle of a window (and of a stride), loaded into a new model, trained on."""
+    training = checkpointing(network() if alone else fully_sharded(network()))
+    training.run(45)
+    if not alone:
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(parts(training), checkpoint_id=FOLDER / "dcp")
+        return dcp_loaded()
+    return training.run(40)
+
+
+def dcp_loaded() -> Any:
+    import torch.distributed.checkpoint as dcp
+
+    torch.manual_seed(5)
+    training = checkpointing(fully_sharded(Net(13).double()))
+    dcp.load(parts(training), checkpoint_id=FOLDER / "dcp")
+    recorded = training.trainer._snapshots.count
+    return training.run(40) | {"recorded": recorded}
+
+
+def parts(training: Training) -> dict[str, Any]:
+    saved = koopfast.checkpoint.Stateful(training.trainer)
+    return {"model": training.model.state_dict(), "koopman": saved}
+
+
+def elsewhere() -> Any:
+    """The state of one rank, loaded by another."""
+    training = Training(fully_sharded(network()), batch())
+    training.run(5)
+    states: list[Any] = [None] * world()
+    dist.all_gather_object(states, training.trainer.state_dict())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training.trainer.load_state_dict(states[1 - dist.get_rank()])
+    recorded = training.trainer._snapshots.count
+    messages = [str(w.message) for w in caught if w.category is koopfast.KoopmanWarning]
+    return training.run(20) | {"recorded": recorded, "warnings": messages}
+
+
+# A process is killed. FOLDER/killed.pt is what remains.
+
+
+def killed() -> Any:
+    """Rank 1 dies at its second candidate; what rank 0 is left with."""
+    training, probes = Training(replica(), batch()), []
+    training.run(15)
+    if dist.get_rank() == 0:
+        koopfast.save_checkpoint(FOLDER / "killed.checkpoint", training.trainer)
+
+    def probe() -> Tensor:
+        probes.append(1)
+        if len(probes) == 3 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return training.loss()
+
+    for _ in range(8):
+        training.step()
+        training.trainer.after_step(probe)
+    training.step()
+    before = training.told()["weights"]
+    try:
+        training.trainer.after_step(probe)
+    except koopfast.DistributedError as error:
+        after = training.told()["weights"]
+        kept = all(torch.equal(before[name], after[name]) for name in before)
+        return {"message": str(error), "kept": kept, "probes": len(probes)}
+    return {"message": "", "kept": False, "probes": len(probes)}
+
+
+def resumed() -> Any:
+    """All processes start again from the last checkpoint."""
+    training = Training(replica(), batch())
+    koopfast.load_checkpoint(FOLDER / "killed.checkpoint", training.trainer)
+    return training.run(STEPS - 15)
+
+
+# What is refused.
+
+
+def refusals() -> Any:
+    """The message of each."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor, Partial
+
+    found = {}
+
+    def refused(name: str, model: nn.Module, **options: Any) -> None:
+        try:
+            Training(model, batch(), **options)
+        except koopfast.KoopfastError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+
+    partial = network()
+    sums = DTensor.from_local(partial.last.bias.detach(), mesh_of(world()), [Partial()])
+    partial.last.bias = nn.Parameter(sums)
+    refused("Partial", partial)
+    refused("FSDP1", FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
+    zero = network()
+    zero.last.bias.ds_id = 0
+    refused("ZeRO", zero)
+    refused("False", fully_sharded(network()), process_group=False)
+    refused("no group", network(), process_group="all")
+    refused("streaming", fully_sharded(network()), streaming=True, partition="node", rank=2)
+    refused("qr", fully_sharded(network()), method="qr")
+    refused("weight", fully_sharded(network()), partition="weight")
+    refused("complex", in_one_group(nn.Linear(3, 3, dtype=torch.complex64)))
+    refused("other models", network(13 + dist.get_rank()), process_group=dist.group.WORLD)
+    refused("other options", replica(), window=6 + dist.get_rank())
+    return found
 
 
 # One rank is not as the others.
@@ -293,17 +624,22 @@ def nothing_said() -> Any:
     return {"message": message, "given": given, "lonely": lonely}
 
 
+FOLDER = Path()
+
+
 def main() -> None:
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    global FOLDER
+    FOLDER, cases = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=dt.timedelta(seconds=SECONDS))
-    rank = dist.get_rank()
     for name in cases:
         try:
             result = globals()[name]()
         except Exception:
             result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{name}.{rank}.pt")
+        torch.save(result, FOLDER / f"{name}.{world()}.{dist.get_rank()}.pt")
+        if name == "killed":
+            os._exit(0)  # nobody is left to say goodbye to
         dist.barrier()
     dist.destroy_process_group()
 

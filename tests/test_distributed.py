@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,16 +18,13 @@ import torch
 import torch.distributed as dist
 
 import distributed_runs
-from compare import SHARDED, relative_error
+from compare import SHARDED, assert_rows_close, relative_error
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
 
-ALIKE = {
-    2: ("ddp", "ddp_nodes", "ddp_weights", "ddp_adaptive", "ddp_streaming", "fsdp", "tp"),
-    4: ("hsdp", "tp_fsdp"),
-}
+DDP = ("ddp", "ddp_nodes", "ddp_weights", "ddp_adaptive", "ddp_streaming")
 ODD = (
     "ddp_other_data",
     "ddp_nan_probe",
@@ -39,29 +39,32 @@ ODD = (
     "ddp_written",
     "fsdp_written",
 )
-CASES = {2: (*ALIKE[2], *ODD, "nothing_said"), 4: ALIKE[4]}
+OTHERS = ("nothing_said", "traffic", "judged_traffic", "elsewhere", "refusals", "resumed")
+CASES = {
+    2: (*DDP, "fsdp", "tp", "dcp", *ODD, *OTHERS),
+    4: ("hsdp", "tp_fsdp", "operators", "operators_of_meshes", "dcp_loaded"),
+}
 SECONDS = 240
+SCRIPT = Path(distributed_runs.__file__)
 
 Results = Callable[[str], list[dict[str, Any]]]
 
 
-def launch(processes: int, folder: Path, *cases: str) -> subprocess.CompletedProcess[str]:
-    """Run the cases under torchrun."""
-    script = Path(distributed_runs.__file__)
+def environment(**others: Any) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in others.items()}}
+
+
+def launched(processes: int, folder: Path) -> Results:
+    """Run the cases under torchrun; what comes gives the ranks' results of one of them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), str(script), str(folder), *cases]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
+    command += ["--nproc-per-node", str(processes), str(SCRIPT), str(folder), *CASES[processes]]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=SECONDS, env=environment(), check=False
     )
-
-
-def results_of(processes: int, folder: Path) -> Results:
-    run = launch(processes, folder, *CASES[processes])
     assert run.returncode == 0, run.stderr[-4000:]
 
     def results(case: str) -> list[dict[str, Any]]:
-        every = [torch.load(folder / f"{case}.{rank}.pt") for rank in range(processes)]
+        every = [torch.load(folder / f"{case}.{processes}.{rank}.pt") for rank in range(processes)]
         for one in every:
             assert "error" not in one, one["error"]
         return every
@@ -70,13 +73,40 @@ def results_of(processes: int, folder: Path) -> Results:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results_of(2, tmp_path_factory.mktemp("two"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results_of(4, tmp_path_factory.mktemp("four"))
+def survivor(folder: Path) -> dict[str, Any]:
+    """What the other of two processes is left with when one is killed in a jump."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), "killed"],
+            env=environment(RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    codes = [process.wait(timeout=SECONDS) for process in both]
+    assert codes == [0, -signal.SIGKILL]
+    result: dict[str, Any] = torch.load(folder / "killed.2.0.pt")
+    assert "error" not in result, result["error"]
+    return result
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, survivor: dict[str, Any]) -> Results:
+    return launched(2, folder)
+
+
+@pytest.fixture(scope="module")
+def four(folder: Path, two: Results) -> Results:
+    return launched(4, folder)
 
 
 def flat(result: dict[str, Any]) -> torch.Tensor:
@@ -95,7 +125,7 @@ def decisions(result: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [tuple(jump[:4]) for jump in result["jumps"]]
 
 
-@pytest.mark.parametrize("case", [case for case in ALIKE[2] if case.startswith("ddp")])
+@pytest.mark.parametrize("case", DDP)
 def test_replicas_end_with_the_very_weights_of_one_process(two: Results, case: str) -> None:
     alone, results = getattr(distributed_runs, case)(alone=True), two(case)
     assert_ranks_agree(results)
@@ -104,12 +134,12 @@ def test_replicas_end_with_the_very_weights_of_one_process(two: Results, case: s
     assert torch.equal(flat(results[0]), flat(alone))
 
 
-@pytest.mark.parametrize("case", ["fsdp", "tp"])
+@pytest.mark.parametrize("case", ["fsdp", "tp", "dcp"])
 def test_shards_end_with_the_weights_of_one_process(two: Results, case: str) -> None:
     assert_as_alone(two(case), case)
 
 
-@pytest.mark.parametrize("case", ALIKE[4])
+@pytest.mark.parametrize("case", ["hsdp", "tp_fsdp"])
 def test_shards_of_a_mesh_end_with_the_weights_of_one_process(four: Results, case: str) -> None:
     assert_as_alone(four(case), case)
 
@@ -162,3 +192,90 @@ def test_processes_of_which_nothing_is_known_are_refused(two: Results) -> None:
     assert_ranks_agree([result["given"] for result in results])
     first, second = (result["lonely"] for result in results)
     assert not torch.equal(flat(first), flat(second))
+
+
+@pytest.mark.parametrize("case", ["operators", "operators_of_meshes"])
+def test_every_layout_gives_the_operator_of_one_process(four: Results, case: str) -> None:
+    """Uneven and empty shards, replicas, tied, frozen and plain parameters, rows in parts."""
+    alone, results = getattr(distributed_runs, case)(alone=True), four(case)
+    for name, expected in alone.items():
+        parts = [result[name] for result in results]
+        for own in parts:
+            assert torch.equal(own["rank"], expected["rank"]), name
+            assert torch.equal(own["status"], expected["status"]), name
+            assert_rows_close(flat(own)[None], flat(expected)[None], condition=100, steps=20)
+        assert min(own["local"] for own in parts) < expected["total"], name
+
+
+def test_a_rank_may_hold_nothing(four: Results) -> None:
+    assert [result["row-layer"]["local"] for result in four("operators")] == [10, 0, 0, 0]
+
+
+def test_a_sharded_jump_sends_triangles_of_gram_matrices_and_flags(two: Results) -> None:
+    for result in two("traffic"):
+        for name, (blocks, m, calls) in result.items():
+            if name.startswith("shards"):
+                assert sum(size for _, size in calls) == 4 * blocks * m * (m + 1) + 72, name
+
+
+def test_what_a_jump_of_replicas_sends_does_not_grow_with_the_weights(two: Results) -> None:
+    for result in two("traffic"):
+        small, large = (sum(s for _, s in result[f"replicas {w} layer"][2]) for w in (16, 160))
+        assert small == large
+
+
+def test_judging_sends_a_few_numbers_a_candidate(two: Results) -> None:
+    for result in two("judged_traffic"):
+        sent, probed, count = (result[key] for key in ("sent", "probed", "evaluations"))
+        own = sum(size for _, size in sent) - count * sum(size for _, size in probed)
+        # An agreement, how many losses, and the loss; of each candidate, whether it is finite.
+        assert own == 4 * 3 * 6 * 7 + 56 + 32 * count + 8 * (count - 1)
+
+
+def test_a_sharded_window_goes_on_in_another_number_of_processes(four: Results) -> None:
+    assert_as_alone(four("dcp_loaded"), "dcp")
+    assert all(result["recorded"] == 5 for result in four("dcp_loaded"))
+
+
+def test_the_state_of_another_shard_begins_the_window_anew(two: Results) -> None:
+    for result in two("elsewhere"):
+        assert result["recorded"] == 0
+        (message,) = result["warnings"]
+        assert "other parts of the parameters" in message
+    assert_ranks_agree(two("elsewhere"))
+
+
+def test_a_killed_rank_leaves_an_error_and_the_weights_before_the_jump(
+    survivor: dict[str, Any],
+) -> None:
+    assert "could not reach the others" in survivor["message"]
+    assert survivor["kept"]
+    assert survivor["probes"] == 3
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_the_loss_of_a_rank(two: Results) -> None:
+    results, whole = two("resumed"), distributed_runs.ddp(alone=True)
+    assert_ranks_agree(results)
+    assert results[0]["jumps"] == whole["jumps"]
+    assert torch.equal(flat(results[0]), flat(whole))
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("Partial", "UnsupportedParameterError: parameter 'last.bias': expected placements"),
+        ("FSDP1", "UnsupportedParameterError: model: .* FullyShardedDataParallel"),
+        ("ZeRO", "UnsupportedParameterError: model: .* DeepSpeed ZeRO"),
+        ("False", "ConfigError: process_group: .* 'first.weight' is sharded"),
+        ("no group", "ConfigError: process_group: .* got str"),
+        ("streaming", "ConfigError: streaming: "),
+        ("qr", "ConfigError: method: "),
+        ("weight", "ConfigError: partition: "),
+        ("complex", "ConfigError: parameters: expected real ones"),
+        ("other models", "ConfigError: parameters: expected the same on all 2 ranks"),
+        ("other options", "ConfigError: config: expected the same on all 2 ranks"),
+    ],
+)
+def test_what_cannot_work_is_refused_on_every_rank(two: Results, case: str, words: str) -> None:
+    for result in two("refusals"):
+        assert re.match(words, result[case])

@@ -10,6 +10,7 @@ a rank that went another would leave the others waiting. Nothing of the size of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,12 @@ class Alone:
             FitFailure: there is none, on any rank.
         """
         return fit()
+
+    def spread(
+        self, snapshots: SnapshotBuffer | MomentBuffer, config: KoopmanConfig
+    ) -> dict[str, Tensor] | None:
+        """The window as distributed tensors, views of its memory; None if each process has all."""
+        return None
 
     def settle(self, parameters: ParameterVector) -> None:
         """A jump was accepted and written: make sure that the ranks hold the same."""
@@ -235,11 +242,12 @@ class Ranks(Alone):
         theirs = self.object_of_first(described).splitlines()
         mine = described.splitlines()
         pairs = [(a, b) for a, b in zip(theirs, mine, strict=False) if a != b]
-        first, own = pairs[0] if pairs else (f"{len(theirs)} lines", f"{len(mine)}")
+        first, own = pairs[0] if pairs else (f"{len(theirs)} in all", f"{len(mine)} in all")
+        found = f"rank 0 has {first!r}, rank {self.rank} has {own!r}"
         raise ConfigError(
-            f"{what}: expected the same on all {self.size} ranks of the process group, but rank "
-            f"0 has {first!r} and rank {self.rank} {own!r} (or another rank differs); pass "
-            "process_group=, the group of the ranks that train the same weights"
+            f"{what}: expected the same on all {self.size} ranks of the process group, but "
+            f"{'another rank has others' if theirs == mine else found}; pass process_group=, the "
+            "group of the ranks that train the same weights in the same way"
         )
 
     @property
@@ -276,7 +284,8 @@ class Replicas(Ranks):
     ) -> Partition:
         named = zip(parameters.names, parameters.parameters, strict=True)
         described = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in named]
-        self.check_alike("\n".join((repr(config), *described)), "parameters")
+        self.check_alike(config_lines(config), "config")
+        self.check_alike("\n".join(described), "parameters")
         return super().partition(config, model, parameters)
 
     def fit(
@@ -314,6 +323,12 @@ class Replicas(Ranks):
                 )
                 wrapper.require_forward_param_sync = False
             yield
+
+
+def config_lines(config: KoopmanConfig) -> str:
+    """A configuration, a line a field."""
+    fields = dataclasses.fields(config)
+    return "\n".join(f"{field.name}={getattr(config, field.name)!r}" for field in fields)
 
 
 def data_parallel_modules(model: nn.Module) -> list[Any]:

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from koopfast import _attach, _training_state
 from koopfast._attempt import Attempt, probed, refused
@@ -29,7 +29,7 @@ from koopfast._watch import RateWatch, StepWatch, WeightWatch
 from koopfast._window import new_buffer
 from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller, ControllerMark
-from koopfast.errors import ConfigError, ParameterChangedError
+from koopfast.errors import CheckpointError, ConfigError, ParameterChangedError
 from koopfast.guard import Guard, Look, Probe
 from koopfast.history import History, HistoryMark, JumpRecord, Spread
 from koopfast.loggers import Logger
@@ -440,11 +440,38 @@ class Engine:
         snapshots = new_buffer(self.config, self._parameters, self._partition, controller)
         loaded = _training_state.unpack(state, self.config, self._parameters, snapshots, controller)
         undo = None
-        if state["undo"] is not None:
+        if state["undo"] is not None and not loaded.elsewhere:
             undo = self._return_point()
             undo.load_state_dict(state["undo"])
         self._parameters.check_unchanged(self._model)
         return snapshots, controller, undo, loaded
+
+    def spread_window(self) -> dict[str, Tensor] | None:
+        """The recorded window as distributed tensors that can be loaded into, where it is sharded.
+
+        None where each process has all of it.
+        """
+        return self._team.spread(self._snapshots, self.config)
+
+    def with_own_window(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state that was saved beside :meth:`spread_window`, joined by what is in that now.
+
+        Raises:
+            CheckpointError: it was saved otherwise.
+        """
+        kept = state.get("snapshots")
+        if not isinstance(kept, dict) or "count" not in kept:
+            raise CheckpointError(
+                "state: expected one of sharded parameters, got one without; load it into a model "
+                "that is not sharded"
+            )
+        rows, sums = self._rows.reserve()
+        summed = kept["summed"] and sums is not None
+        own = {key: value for key, value in kept.items() if key not in ("count", "summed")}
+        own["lengths"] = list(self._parameters.lengths)
+        own["snapshots"] = rows[: kept["count"]]
+        own["sum"] = sums if summed else None
+        return {**state, "snapshots": own, "layout": self._parameters.layout}
 
     def _adopt(
         self,
@@ -467,6 +494,13 @@ class Engine:
         self._rate_watch.rates = loaded.rates
         self._rate_watch.largest = loaded.largest_rates
         self._weight_watch.noted = loaded.noted
+        self._broken, self._reserved = 0, False
+        if loaded.elsewhere:
+            self._notices.warn(
+                "elsewhere",
+                "the state was saved by processes that held other parts of the parameters, so the "
+                "window begins anew; save through koopfast.checkpoint.Stateful to take it along",
+            )
 
     def _state(self) -> dict[str, Any]:
         """All that resuming needs."""

@@ -18,7 +18,7 @@ from koopfast.errors import ConfigError, UnsupportedParameterError
 from koopfast.parameters import is_sharded
 from koopfast.partition import Partition, joined, repeated
 
-__all__ = ["Cells", "cells_of", "local_indices", "multiplicity"]
+__all__ = ["Cells", "cells_of", "local_indices", "multiplicity", "stacked"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,37 @@ def local_indices(name: str, p: Any) -> list[Tensor]:
             "parallelize_module"
         )
     return indices
+
+
+def stacked(rows: Tensor, p: Any) -> Tensor:
+    """Local values (k, local weights) of a parameter as k of it, placed as it is: (k, *shape)."""
+    if not is_sharded(p):
+        return rows.view(len(rows), *p.shape)
+    with torch.no_grad():
+        local = p.to_local().shape
+    shape = torch.Size((len(rows), *p.shape))
+    stride = tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+    placements = [_moved_on(placement) for placement in p.placements]
+    made: Tensor = type(p).from_local(
+        rows.view(len(rows), *local),
+        p.device_mesh,
+        placements,
+        run_check=False,
+        shape=shape,
+        stride=stride,
+    )
+    return made
+
+
+def _moved_on(placement: Any) -> Any:
+    """The placement of the same dimension where another one comes before it."""
+    if placement.is_replicate():
+        return placement
+    factor = getattr(placement, "split_factor", None)
+    kind = type(placement)
+    if factor is None:
+        return kind(placement.dim + 1)
+    return kind(placement.dim + 1, split_factor=factor)
 
 
 def _runs(indices: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from koopfast import _ops
-from koopfast._distributed import ProcessGroup, Ranks, digest, fit_failures
-from koopfast._layout import Cells, cells_of
+from koopfast._distributed import ProcessGroup, Ranks, config_lines, digest, fit_failures
+from koopfast._layout import Cells, cells_of, stacked
 from koopfast._options import FitOptions
 from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError
@@ -166,7 +166,8 @@ class Shards(Ranks):
             f"{name} {tuple(p.shape)} {p.dtype} {getattr(p, 'placements', 'on every rank')}"
             for name, p in zip(parameters.names, parameters.parameters, strict=True)
         ]
-        self.check_alike("\n".join((repr(config), *described)), "parameters")
+        self.check_alike(config_lines(config), "config")
+        self.check_alike("\n".join(described), "parameters")
         partition = config.partition_of(model, parameters)
         self._cells = cells_of(partition, as_named(parameters), self.size)
         self._check_complete(parameters, self._cells)
@@ -202,6 +203,21 @@ class Shards(Ranks):
             # Processors of another kind round in another way.
             operator.coefficients = self.object_of_first(operator.coefficients)
         return operator
+
+    def spread(
+        self, snapshots: SnapshotBuffer | MomentBuffer, config: KoopmanConfig
+    ) -> dict[str, Tensor] | None:
+        assert isinstance(snapshots, SnapshotBuffer)
+        # The same names for every window of this configuration, whatever it has come to.
+        average = config.adaptive or (config.average is True and config.first_stride > 1)
+        rows, sums = snapshots.reserve(sums=average)
+        vector, found = snapshots.vector, {}
+        for i, (name, p) in enumerate(zip(vector.names, vector.parameters, strict=True)):
+            own = slice(vector.starts[i], vector.starts[i] + vector.lengths[i])
+            found[f"rows.{name}"] = stacked(rows[:, own], p)
+            if sums is not None and average:
+                found[f"sum.{name}"] = stacked(sums[None, own], p)
+        return found
 
     def _fit_some(
         self,

@@ -37,6 +37,7 @@ _KEYS = {
     "rates",
     "largest_rates",
     "noted",
+    "layout",
 }
 # Differences listed in a message; a thousand of them help nobody.
 _MOST_LISTED = 8
@@ -55,6 +56,7 @@ class TrainingState:
     rates: list[float]
     largest_rates: list[float]
     noted: Tensor | None
+    elsewhere: bool  # saved by processes that held other parts of the parameters: no window
 
 
 def pack(
@@ -91,6 +93,7 @@ def pack(
         "noted": noted,
         "controller": None if controller is None else controller.state_dict(),
         "undo": undo,
+        "layout": parameters.layout,
     }
 
 
@@ -145,6 +148,7 @@ def unpack(
         rates=_rates(state, "rates"),
         largest_rates=_rates(state, "largest_rates"),
         noted=_sample(state, "noted"),
+        elsewhere=state["layout"] != parameters.layout,
     )
     if len(loaded.rates) != len(loaded.largest_rates):
         raise CheckpointError(
@@ -154,6 +158,8 @@ def unpack(
     if controller is not None and isinstance(snapshots, SnapshotBuffer):
         controller.load_state_dict(state["controller"])
         snapshots.clear(stride=controller.stride, average=controller.average)
+    if loaded.elsewhere:
+        return dataclasses.replace(loaded, lag=0, noted=None)
     try:
         snapshots.load_state_dict(state["snapshots"])
     except CheckpointError:

@@ -106,9 +106,13 @@ def load_checkpoint(path: str | os.PathLike[str], trainer: KoopmanTrainer, **oth
 class Stateful:
     """A trainer for ``torch.distributed.checkpoint``, which loads into tensors that are there.
 
-    A new trainer has no snapshots for DCP to fill, so here the trainer's state is one value, not a
-    tree of tensors: ``dcp.save({"model": …, "koopman": Stateful(trainer)}, …)``, and the same for
-    ``dcp.load``. It is what ``torch.distributed.checkpoint.stateful.Stateful`` asks for.
+    ``dcp.save({"model": …, "koopman": Stateful(trainer)}, …)``, and the same for ``dcp.load``. It
+    is what ``torch.distributed.checkpoint.stateful.Stateful`` asks for.
+
+    A new trainer has no snapshots for DCP to fill, so the trainer's state is one value, not a tree
+    of tensors. Only of sharded parameters the window is saved as distributed tensors, one a
+    parameter, each rank its own part: also another number of processes, and another sharding, goes
+    on in the middle of it. The way back from a jump that is not judged yet is not saved then.
 
     Args:
         trainer: whose state to save or load.
@@ -119,9 +123,17 @@ class Stateful:
 
     def state_dict(self) -> dict[str, Any]:
         """The trainer's state as bytes that ``torch.load(weights_only=True)`` reads."""
+        state = self._trainer.state_dict()
+        window = self._trainer.spread_window()
+        if window is not None:
+            saved = state["snapshots"]
+            # What differs from rank to rank is left out: DCP takes it from any of them.
+            kept = {key: saved[key] for key in saved if key not in ("snapshots", "sum", "lengths")}
+            kept |= {"count": len(saved["snapshots"]), "summed": saved["sum"] is not None}
+            state |= {"snapshots": kept, "undo": None, "noted": None, "layout": ""}
         file = io.BytesIO()
-        torch.save(self._trainer.state_dict(), file)
-        return {KEY: file.getvalue()}
+        torch.save(state, file)
+        return {KEY: file.getvalue(), **(window or {})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Resume, after model and optimizer have loaded theirs.
@@ -135,7 +147,10 @@ class Stateful:
                 f"state: expected bytes under {KEY!r}, got {type(saved).__name__}; save "
                 "Stateful(trainer), not the trainer itself"
             )
-        self._trainer.load_state_dict(_read(io.BytesIO(saved)))
+        state = _read(io.BytesIO(saved))
+        if self._trainer.spread_window() is not None:
+            state = self._trainer.with_own_window(state)
+        self._trainer.load_state_dict(state)
 
 
 class _Before:

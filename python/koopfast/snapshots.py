@@ -139,15 +139,20 @@ class SnapshotBuffer:
         """Calls of :meth:`record` until all rows are stored."""
         return (self.capacity - self._count) * self.stride - self._phase
 
-    def reserve(self) -> None:
-        """Allocate now what :meth:`record` would.
+    def reserve(self, *, sums: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Allocate now what :meth:`record` would; ``sums``: what averages need in any case.
+
+        Returns:
+            All rows, stored or not, (capacity, n), and the running sum (n,) where there is one:
+            the memory itself.
 
         Raises:
             MemoryError: as :meth:`record`.
         """
-        self._allocated()
-        if self.average and self.stride > 1:
+        rows = self._allocated()
+        if sums or (self.average and self.stride > 1):
             self._running_sum()
+        return rows, self._sum
 
     def clear(self, *, stride: int | None = None, average: bool | None = None) -> None:
         """Forget all rows and a stride that has begun; the memory is kept for the next window.
