@@ -57,6 +57,34 @@ def test_memory_of_weights(benchmark):
     ).check()
 
 
+@pytest.mark.benchmark(group="growth with weights n")
+def test_choice_by_hindcast(benchmark):
+    chosen = dict.fromkeys(("observables", "delays", "block_average", "estimator"), "auto")
+    options, blocks = _ops.FitOptions(rank="auto", **chosen), torch.arange(4)
+
+    def at(n):
+        """All that follows a fit's pass over the snapshots of four blocks."""
+        snapshots, table = decaying(32, n), _ops.BlockTable(equal_blocks(n, n // 4))
+        _, coordinates = _ops.snapshot_svd(snapshots, table, blocks, rows="increments_and_last")
+        rows = torch.full_like(table.sizes, 32)
+        capacity = _ops.rank_capacity(options, 32, table.sizes)
+        fitted = _ops._unfitted(table.sizes > 32, rows, capacity, averaged=True)
+        return lambda: _ops._fit_blocks(
+            snapshots, table, blocks, True, coordinates, options, fitted
+        )
+
+    study(
+        benchmark,
+        at,
+        x=[10_000, 40_000, 160_000, 640_000],
+        title="Everything chosen, after the Gram matrix, time: 4 blocks, m = 32",
+        size="n",
+        theory=(0, 0),
+        tolerance=0.1,
+        why="candidates are fitted and judged in coordinates of the snapshots: m x m, whatever n",
+    ).check()
+
+
 @pytest.mark.benchmark(group="growth with snapshots m")
 def test_snapshots(benchmark):
     study(

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "math/cholesky.h"
+#include "math/pack_pair.h"
 #include "math/power_by_squaring.h"
 #include "math/stability.h"
 #include "math/symmetric_eigen.h"
@@ -29,15 +30,55 @@ KF_INLINE unsigned bits(const PackMask& mask) {
 
 LaneArray::LaneArray(int64_t entries, int lanes)
     : data_(static_cast<double*>(::operator new(entries * lanes * sizeof(double), kAlignment))),
-      lanes_(lanes) {
-  std::fill_n(data_, entries * lanes, 0.0);
-}
+      entries_(entries),
+      lanes_(lanes) {}
+
+void LaneArray::clear() { std::fill_n(data_, entries_ * lanes_, 0.0); }
 
 LaneArray::~LaneArray() { ::operator delete(data_, kAlignment); }
 
-KF_MULTIARCH unsigned lane_symmetric_eigen(double* a, int n, double* values, double* vectors,
+KF_MULTIARCH unsigned lane_gather(const double* const* matrices, int rows, int columns, int64_t ld,
+                                  double* out) {
+  Pack probe{};  // NaN as soon as something is not finite
+  for (int i = 0; i < rows; ++i) {
+    const double* row[kLanes];
+    for (int l = 0; l < kLanes; ++l) row[l] = matrices[l] + i * ld;
+    for (int j = 0; j < columns; ++j) {
+      const Pack own = {row[0][j], row[1][j], row[2][j], row[3][j],
+                        row[4][j], row[5][j], row[6][j], row[7][j]};
+      probe += 0.0 * own;
+      *packs(out + (static_cast<int64_t>(i) * columns + j) * kLanes) = own;
+    }
+  }
+  return bits(probe == 0.0);
+}
+
+KF_MULTIARCH void lane_scale(const double* factors, int64_t entries, double* a) {
+  Pack own;
+  __builtin_memcpy(&own, factors, sizeof own);
+  for (int64_t i = 0; i < entries; ++i) {
+    const Pack scaled = own * packs(a)[i];
+    packs(a)[i] = own > 0.0 ? scaled : Pack{};
+  }
+}
+
+KF_MULTIARCH unsigned lane_symmetric_eigen(const double* low, const double* high, int n,
+                                           double* low_values, double* low_vectors,
+                                           double* high_values, double* high_vectors,
                                            double* work) {
-  return bits(symmetric_eigen(packs(a), n, packs(values), packs(vectors), packs(work)));
+  PackPair* a = reinterpret_cast<PackPair*>(work);
+  PackPair *vectors = a + n * n, *values = vectors + n * n, *beside = values + n;
+  for (int i = 0; i < n * n; ++i) a[i] = {packs(low)[i], packs(high)[i]};
+  const MaskPair converged = symmetric_eigen(a, n, values, vectors, beside);
+  for (int i = 0; i < n; ++i) {
+    packs(low_values)[i] = values[i].low;
+    packs(high_values)[i] = values[i].high;
+  }
+  for (int i = 0; i < n * n; ++i) {
+    packs(low_vectors)[i] = vectors[i].low;
+    packs(high_vectors)[i] = vectors[i].high;
+  }
+  return bits(converged.low) | bits(converged.high) << kLaneCount;
 }
 
 KF_MULTIARCH void lane_invert_definite(double* g, int n, double* out, double* work,

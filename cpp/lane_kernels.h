@@ -6,14 +6,16 @@
 
 // Dense algebra of eight small matrices at a time, compiled once per instruction set. Eight blocks
 // stand side by side: entry (i, j) of a row-major matrix of lane l is at [(i * columns + j) * 8 +
-// l] of a LaneArray. What a lane holds never reaches another one.
+// l] of a LaneArray. What a lane holds never reaches another one. Bit l of a returned mask stands
+// for lane l.
 namespace koopfast {
 
 constexpr int kLaneCount = 8;
 // Beyond this order, matrices of eight lanes leave the cache, and one at a time does as well.
 constexpr int64_t kMostLaneOrder = 64;
 
-// Zeros, aligned to a vector of doubles; with one lane an ordinary array.
+// Aligned to a vector of doubles; with one lane an ordinary array. Holds nothing before it is
+// written or cleared.
 class LaneArray {
  public:
   explicit LaneArray(int64_t entries, int lanes = kLaneCount);
@@ -21,18 +23,32 @@ class LaneArray {
   LaneArray(const LaneArray&) = delete;
   LaneArray& operator=(const LaneArray&) = delete;
 
+  void clear();  // zeros
+  int lanes() const { return lanes_; }
   double* data() { return data_; }
+  const double* data() const { return data_; }
   double& at(int64_t entry, int lane) { return data_[entry * lanes_ + lane]; }
+  double at(int64_t entry, int lane) const { return data_[entry * lanes_ + lane]; }
 
  private:
   double* data_;
+  int64_t entries_;
   int lanes_;
 };
 
-// Bit l of what these return stands for lane l.
+// One row-major (rows, columns) matrix a lane, rows `ld` doubles apart, side by side into `out`.
+// Returns the lanes in which all is finite.
+unsigned lane_gather(const double* const* matrices, int rows, int columns, int64_t ld, double* out);
 
-// math/symmetric_eigen.h; the lanes that have converged. `work` holds 2 n entries.
-unsigned lane_symmetric_eigen(double* a, int n, double* values, double* vectors, double* work);
+// Entries times the lane's factor; zeros, whatever stands there, where that is zero.
+void lane_scale(const double* factors, int64_t entries, double* a);
+
+// math/symmetric_eigen.h, for the lanes of two arrays together (the second may be the first again);
+// those that have converged, the second one's from bit kLaneCount on. `work` holds
+// (2 n*n + 3 n) * 2 entries.
+unsigned lane_symmetric_eigen(const double* low, const double* high, int n, double* low_values,
+                              double* low_vectors, double* high_values, double* high_vectors,
+                              double* work);
 
 // math/cholesky.h: G^-1 into `out` and a bound on each lane's condition number.
 void lane_invert_definite(double* g, int n, double* out, double* work, double* condition);

@@ -37,16 +37,19 @@ class LagSums {
            int64_t begin, int64_t end) {
     const int64_t q = shape_.delays;
     const int64_t step = std::max(kLeastRows, kTileDoubles / ld_);
-    std::vector<double> tile((std::min(step, end - begin) + q) * ld_, 0.0);
+    // Columns that pad the rows stay zero.
+    tile_.resize(std::max<size_t>(tile_.size(), (std::min(step, end - begin) + q) * ld_));
     for (int64_t t = begin; t < end; t += step) {
       const int64_t pairs = std::min(step, end - t);
-      widen(s, table, block, increments, t, pairs + q, tile.data());
+      widen(s, table, block, increments, t, pairs + q, tile_.data());
       for (int64_t b = 0; b <= q; ++b)
         for (int64_t a = wanted_ == Moments::all || b > 0 ? 0 : 1; a <= b; ++a)
-          add_products(tile.data() + (q - b) * ld_, tile.data() + (q - a) * ld_, pairs,
+          add_products(tile_.data() + (q - b) * ld_, tile_.data() + (q - a) * ld_, pairs,
                        shape_.weights, ld_, a == b, of(a, b));
     }
   }
+
+  void clear() { std::fill(sums_.begin(), sums_.end(), 0.0); }
 
   void add(const LagSums& other) {
     for (size_t i = 0; i < sums_.size(); ++i) sums_[i] += other.sums_[i];
@@ -86,7 +89,7 @@ class LagSums {
   MomentShape shape_;
   Moments wanted_;
   int64_t ld_;
-  std::vector<double> sums_;
+  std::vector<double> sums_, tile_;
 };
 
 int64_t pairs_of(const SnapshotView& s, bool increments, int64_t delays) {
@@ -108,19 +111,23 @@ void store_latest(const SnapshotView& s, const BlockTable& table, int64_t block,
 
 }  // namespace
 
-void block_moments(const SnapshotView& s, const BlockTable& table, int64_t block, bool increments,
-                   int64_t delays, Moments wanted, double* moments, double* latest) {
-  const MomentShape shape{table.block_size(block), delays};
+void group_moments(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                   int64_t count, bool increments, int64_t delays, Moments wanted, double* moments,
+                   double* latest, int64_t stride) {
+  const MomentShape shape{table.block_size(blocks[0]), delays};
   const int64_t pairs = pairs_of(s, increments, delays);
   LagSums sums(shape, wanted);
-  sums.add(s, table, block, increments, 0, std::min(kPiece, pairs));
-  for (int64_t t = kPiece; t < pairs; t += kPiece) {
-    LagSums piece(shape, wanted);
-    piece.add(s, table, block, increments, t, std::min(t + kPiece, pairs));
-    sums.add(piece);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i > 0) sums.clear();
+    sums.add(s, table, blocks[i], increments, 0, std::min(kPiece, pairs));
+    for (int64_t t = kPiece; t < pairs; t += kPiece) {
+      LagSums piece(shape, wanted);
+      piece.add(s, table, blocks[i], increments, t, std::min(t + kPiece, pairs));
+      sums.add(piece);
+    }
+    sums.store(moments + i * stride);
+    store_latest(s, table, blocks[i], increments, shape, latest + i * stride);
   }
-  sums.store(moments);
-  store_latest(s, table, block, increments, shape, latest);
 }
 
 void snapshot_moments(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
@@ -130,8 +137,8 @@ void snapshot_moments(const SnapshotView& s, const BlockTable& table, const int6
   const int64_t pairs = pairs_of(s, increments, delays), pieces = (pairs + kPiece - 1) / kPiece;
   if (count >= 4 * threads || pieces == 1)
     return parallel_for(count, threads, [&](int64_t i) {
-      block_moments(s, table, blocks[i], increments, delays, wanted, moments + moment_offsets[i],
-                    latest + latest_offsets[i]);
+      group_moments(s, table, blocks + i, 1, increments, delays, wanted,
+                    moments + moment_offsets[i], latest + latest_offsets[i], 0);
     });
   // Few blocks of a long window: the same pieces, shared out, added in the same order.
   for (int64_t i = 0; i < count; ++i) {

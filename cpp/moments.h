@@ -28,10 +28,12 @@ struct MomentShape {
 // What a fit that reads no F' F'^T needs not have summed: K's first (n_b, n_b) is left zero.
 enum class Moments : int { all = 0, of_pairs = 1 };
 
-// Moments of one block over all of the snapshots, in double. Long windows are summed in pieces of a
-// fixed length, so that it does not matter how many threads share them.
-void block_moments(const SnapshotView& s, const BlockTable& table, int64_t block, bool increments,
-                   int64_t delays, Moments wanted, double* moments, double* latest);
+// Moments of `count` blocks of one size over all of the snapshots, in double; those of one block
+// are `stride` doubles after those of the last. Long windows are summed in pieces of a fixed
+// length, so that it does not matter how many threads share them.
+void group_moments(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                   int64_t count, bool increments, int64_t delays, Moments wanted, double* moments,
+                   double* latest, int64_t stride);
 
 // The same for the selected blocks: K of block i at moment_offsets[i], its `latest` at
 // latest_offsets[i]. One read of the snapshots.

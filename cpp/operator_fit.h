@@ -68,6 +68,8 @@ struct FitOptions {
 // What is known of a block's eigenbasis. Predictions at whole horizons need none: it is computed
 // where one is asked for (operator_spectrum), unless eigenvalues had to be moved.
 enum class Spectrum : int32_t {
+  // As `pending`, and so are the singular values: the room for eigenvectors holds G = F F^T (k, k).
+  pending_with_gram = -2,
   pending = -1,
   unusable = 0,  // eigenvalues alone: too badly conditioned a basis to compute with
   usable = 1,

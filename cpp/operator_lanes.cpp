@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "operator_lanes.h"
 
+#include <memory>
 #include <vector>
 
 #include "lane_groups.h"
@@ -40,7 +41,8 @@ void operator_fit_primal(const SnapshotView& s, const BlockTable& table, const i
                          int64_t count, const FitOptions& options, const OperatorArrays& out,
                          int threads) {
   const int64_t pairs = s.m - (options.increments ? 1 : 0) - options.delays;
-  const Groups groups = group_by(count, [&](int64_t i) { return table.block_size(blocks[i]); });
+  const Groups groups =
+      group_by(count, kMostForms, [&](int64_t i) { return table.block_size(blocks[i]); });
   // A thread makes the moments of a group and fits them while they are in its cache, where there
   // are enough groups to go round; the moments of fewer, longer ones are shared out by block.
   constexpr int64_t kPlenty = 64, kSharedDoubles = int64_t{1} << 23;
@@ -64,13 +66,15 @@ void operator_fit_primal(const SnapshotView& s, const BlockTable& table, const i
     const int64_t lanes = groups.first[g + 1] - groups.first[g];
     const MomentShape shape{table.block_size(blocks[positions[0]]), options.delays};
     const int64_t area = shape.pair() * shape.pair(), each = area + shape.stacked();
-    std::vector<double> own(shared ? 0 : lanes * each);
+    const std::unique_ptr<double[]> own(shared ? nullptr : new double[lanes * each]);
+    std::vector<int64_t> selected;
+    for (int64_t l = 0; l < lanes; ++l) selected.push_back(blocks[positions[l]]);
+    if (!shared)
+      group_moments(s, table, selected.data(), lanes, options.increments, options.delays,
+                    Moments::of_pairs, own.get(), own.get() + area, each);
     std::vector<SmallForm> forms;
     for (int64_t l = 0; l < lanes; ++l) {
-      double* moments = shared ? all.data() + offsets[positions[l]] : own.data() + l * each;
-      if (!shared)
-        block_moments(s, table, blocks[positions[l]], options.increments, options.delays,
-                      Moments::of_pairs, moments, moments + area);
+      const double* moments = shared ? all.data() + offsets[positions[l]] : own.get() + l * each;
       forms.push_back(primal_form(shape, moments, moments + area));
     }
     fit_small_forms(forms.data(), positions, lanes, pairs, s.m, options, out);
@@ -81,7 +85,7 @@ void operator_fit_moments(const double* moments, const int64_t* moment_offsets,
                           const double* latest, const int64_t* latest_offsets, const int64_t* sizes,
                           int64_t count, int64_t pairs, const FitOptions& options,
                           const OperatorArrays& out, int threads) {
-  const Groups groups = group_by(count, [&](int64_t i) { return sizes[i]; });
+  const Groups groups = group_by(count, kMostForms, [&](int64_t i) { return sizes[i]; });
   parallel_for(groups.count(), threads, [&](int64_t g) {
     const int64_t* positions = groups.order.data() + groups.first[g];
     const int64_t lanes = groups.first[g + 1] - groups.first[g];
@@ -97,7 +101,7 @@ void operator_fit_moments(const double* moments, const int64_t* moment_offsets,
 void operator_fit_grams(const double* grams, const int64_t* sizes, int64_t count, int64_t m,
                         const FitOptions& options, const OperatorArrays& out, int threads) {
   const int64_t pairs = m - (options.increments ? 1 : 0) - options.delays, columns = pairs + 1;
-  const Groups groups = group_by(count, [](int64_t) { return 0; });
+  const Groups groups = group_by(count, kMostForms, [](int64_t) { return 0; });
   parallel_for(groups.count(), threads, [&](int64_t g) {
     const int64_t* positions = groups.order.data() + groups.first[g];
     const int64_t lanes = groups.first[g + 1] - groups.first[g];

@@ -89,6 +89,8 @@ class BlockPower {
     const int lanes = k_ <= kMostLaneOrder ? kLaneCount : 1;
     LaneArray op(k_ * k_, lanes), start(k_, lanes), power(k_, lanes);
     LaneArray work(2 * k_ * k_ + 2 * k_, lanes);
+    op.clear();
+    start.clear();
     for (int i = 0; i < k_ * k_; ++i) op.at(i, 0) = op_.data()[i];
     for (int i = 0; i < k_; ++i) start.at(i, 0) = start_(i);
     if (lanes > 1)
@@ -168,11 +170,14 @@ void power_together(const FittedBlocks& fits, const int64_t* blocks, int lanes, 
     exponents.push_back(
         static_cast<uint64_t>(horizons[h] - (increments || horizons[h] == 0 ? 0 : 1)));
   LaneArray op(k * k), start(k), powers(n_horizons * k), work(2 * k * k + 2 * k);
-  for (int l = 0; l < lanes; ++l) {
-    const double* own = fits.operators + fits.matrix_offsets[blocks[l]];
-    for (int i = 0; i < k * k; ++i) op.at(i, l) = own[i];
-    for (int i = 0; i < k; ++i) start.at(i, l) = fits.start[fits.vector_offsets[blocks[l]] + i];
+  const double *ops[kLaneCount], *starts[kLaneCount];
+  for (int l = 0; l < kLaneCount; ++l) {  // lanes to spare repeat the first block
+    const int64_t own = blocks[l < lanes ? l : 0];
+    ops[l] = fits.operators + fits.matrix_offsets[own];
+    starts[l] = fits.start + fits.vector_offsets[own];
   }
+  lane_gather(ops, k, k, k, op.data());
+  lane_gather(starts, 1, k, k, start.data());
   lane_power(op.data(), start.data(), k, exponents.data(), n_horizons, increments, powers.data(),
              work.data());
   Vector power(k);
@@ -206,7 +211,7 @@ void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t
     return std::make_tuple(together ? fits.rank[i] : 0, together ? row_counts[i] : i,
                            together && fits.increments[i] != 0);
   };
-  const Groups groups = group_by(count, kind);
+  const Groups groups = group_by(count, kLaneCount, kind);
   parallel_for(groups.count(), threads, [&](int64_t g) {
     const int64_t* own = groups.order.data() + groups.first[g];
     const int64_t rows = row_counts[own[0]];

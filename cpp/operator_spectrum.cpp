@@ -4,10 +4,11 @@
 #include <complex>
 #include <vector>
 
-#include "lane_kernels.h"
+#include "lane_forms.h"
 #include "math/stability.h"
 #include "parallel.h"
 #include "reduced_operator.h"
+#include "solvers/solvers.h"
 
 namespace koopfast {
 namespace {
@@ -57,9 +58,24 @@ void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable 
   out.spectrum[i] = static_cast<int32_t>(basis.usable ? Spectrum::usable : Spectrum::unusable);
 }
 
+void singular_values(const OperatorArrays& out, int64_t i) {
+  const int64_t k = out.rank[i];
+  const double* own = out.eigenvectors + 2 * out.matrix_offsets[i];
+  const double scale = power_of_two_scale(own, k, k);
+  Vector values;
+  Matrix vectors;
+  symmetric_eigen(scale * Eigen::Map<const Matrix>(own, k, k), values, vectors);
+  Eigen::Map<Vector>(out.singular_values + out.vector_offsets[i], k) =
+      (values.cwiseMax(0.0) / scale).cwiseSqrt();
+}
+
 void operator_spectrum(const OperatorArrays& out, int64_t count, int threads) {
   parallel_for(count, threads, [&](int64_t i) {
-    if (static_cast<Spectrum>(out.spectrum[i]) != Spectrum::pending) return;
+    const auto spectrum = static_cast<Spectrum>(out.spectrum[i]);
+    if (spectrum == Spectrum::pending_with_gram)
+      singular_values(out, i);
+    else if (spectrum != Spectrum::pending)
+      return;
     const int64_t k = out.rank[i];
     const Eigenbasis basis =
         eigenbasis(Eigen::Map<const RowMajor>(out.operators + out.matrix_offsets[i], k, k));

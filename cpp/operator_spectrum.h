@@ -15,7 +15,10 @@ void bound_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable
 // The same where it is known that eigenvalues have to be looked at.
 void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable);
 
-// Computes the eigenbases that are pending.
+// Singular values of block i, whose G is where its eigenvectors will be (pending_with_gram).
+void singular_values(const OperatorArrays& out, int64_t i);
+
+// Computes the eigenbases, and singular values, that are pending.
 void operator_spectrum(const OperatorArrays& out, int64_t count, int threads);
 
 }  // namespace koopfast

@@ -42,6 +42,8 @@ void gram_of_chunk(const SnapshotView& s, const BlockTable& table, const Chunk& 
                    SnapshotRows wanted, double* gram) {
   const int64_t rows = padded(s.m, kGramRows);
   LaneArray tile(rows * kGramColumns, 1), sums(gram_sums_size(rows), 1);
+  std::fill_n(tile.data() + s.m * kGramColumns, (rows - s.m) * kGramColumns, 0.0);
+  sums.clear();
   for (int64_t c = chunk.begin; c < chunk.end; c += kGramColumns) {
     const int64_t count = std::min(kGramColumns, chunk.end - c);
     gather_tile(s, table, chunk.block, c, count, wanted, tile.data(), kGramColumns);

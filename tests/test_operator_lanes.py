@@ -174,6 +174,42 @@ def test_looking_at_the_spectrum_changes_no_prediction():
     assert torch.equal(operator.predict([100])[0], before[1])
 
 
+@pytest.mark.parametrize("unstable", ["keep", "clip"])
+def test_what_a_well_conditioned_fit_leaves_for_later_is_there(unstable):
+    # Most blocks are of rank one, so that memory is packed anew.
+    sizes, ranks = [9] * 40, [9 if block % 3 == 0 else 1 for block in range(40)]
+    snapshots = cases.random_walk(60, sum(sizes))
+    for block, rank in enumerate(ranks):
+        if rank == 1:
+            snapshots[:, 9 * block : 9 * block + 9] = snapshots[:, 9 * block : 9 * block + 1]
+    fits = {
+        method: KoopmanOperator.fit(
+            snapshots, blocks_of(sizes), rank=None, method=method, unstable=unstable
+        )
+        for method in ("gram", "qr")
+    }
+    before = fits["gram"].predict([2, 50])
+    for block, rank in enumerate(ranks):
+        lazy, eager = (fits[method].singular_values_of(block) for method in ("gram", "qr"))
+        assert int(fits["gram"].rank[block]) == rank
+        assert relative_error(lazy[None, :rank], eager[None, :rank]) < 1e-10
+        lazy, eager = (fits[method].eigenvalues_of(block).abs() for method in ("gram", "qr"))
+        assert relative_error(lazy.sort().values[None], eager.sort().values[None]) < 1e-9
+    assert torch.equal(fits["gram"].predict([2, 50]), before)
+    assert relative_error(before, fits["qr"].predict([2, 50])) < 1e-7
+
+
+def test_a_condition_that_a_tolerance_cuts_keeps_no_more_than_it():
+    # Ten blocks of two weights, the second of which moves a hundredth of the first.
+    snapshots = cases.random_walk(30, 20)
+    snapshots[:, 1::2] *= 1e-2
+    for tolerance, rank in ((1e-4, 2), (0.1, 1)):
+        operator = KoopmanOperator.fit(
+            snapshots, blocks_of([2] * 10), rank=None, tolerance=tolerance
+        )
+        assert operator.rank.tolist() == [rank] * 10
+
+
 @pytest.mark.parametrize("observables", OBSERVABLES)
 @pytest.mark.parametrize("unstable", ["keep", "clip", "damp"])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])

@@ -7,8 +7,9 @@
 #include "host_device.h"
 
 // One number of each of eight blocks, side by side: the maths of small matrices is written once
-// for a value V, which is a double (one block) or a Pack (eight blocks in lock-step). Comparisons
-// give a mask, `mask ? a : b` chooses lane by lane.
+// for a value V, which is a double (one block), a Pack (eight blocks in lock-step) or, where one
+// operation waits for the last, a PackPair (math/pack_pair.h). Comparisons
+// give a mask, choose(mask, a, b) is `mask ? a : b` lane by lane.
 namespace koopfast {
 
 constexpr int kLanes = 8;
@@ -17,6 +18,7 @@ KF_INLINE double square_root(double x) { return sqrt(x); }
 KF_INLINE double magnitude(double x) { return fabs(x); }
 KF_INLINE bool any(bool mask) { return mask; }
 KF_INLINE double largest_lane(double x) { return x; }
+KF_INLINE double choose(bool mask, double a, double b) { return mask ? a : b; }
 
 #ifndef __CUDACC__
 // Passing vectors by value would be an interface that depends on the instruction set; all that do
@@ -37,6 +39,8 @@ KF_INLINE Pack square_root(const Pack& x) {
 
 KF_INLINE Pack magnitude(const Pack& x) { return x < 0.0 ? -x : x; }
 
+KF_INLINE Pack choose(const PackMask& mask, const Pack& a, const Pack& b) { return mask ? a : b; }
+
 KF_INLINE bool any(const PackMask& mask) {
   int64_t together = 0;
   for (int l = 0; l < kLanes; ++l) together |= mask[l];
@@ -56,10 +60,5 @@ KF_INLINE double largest_lane(const Pack& x) {
 // The mask of a comparison of V.
 template <typename V>
 using Mask = decltype(V{} < V{});
-
-template <typename V>
-KF_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
 
 }  // namespace koopfast

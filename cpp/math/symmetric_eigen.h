@@ -28,13 +28,13 @@ KF_INLINE void tridiagonalise(V* a, int n, V* diagonal, V* beside, V* q, V* work
     for (int i = j + 2; i < n; ++i) below += v[i] * v[i];
     const V head = v[j + 1];
     const V norm = square_root(head * head + below);
-    const V end = head > 0 ? -norm : norm;
+    const V end = choose(head > 0.0, -norm, norm);
     // Squares this small would not have a finite inverse. Entries are at most 1.
     const auto nothing = !(below > DBL_MIN / DBL_EPSILON);
-    const V first = nothing ? V{} + 1.0 : head - end;
+    const V first = choose(nothing, V{} + 1.0, head - end);
     // tau v v^T = 2 v v^T / |v|^2, and |v|^2 = below + first^2.
-    const V tau = nothing ? V{} : 2.0 / (below + first * first);
-    beside[j] = nothing ? head : end;
+    const V tau = choose(nothing, V{}, 2.0 / (below + first * first));
+    beside[j] = choose(nothing, head, end);
     v[j + 1] = first;
     // A22 -= v w^T + w v^T with p = tau A22 v, w = p - (tau/2) (p^T v) v.
     const int behind = n - j - 1;
@@ -82,7 +82,8 @@ KF_INLINE Mask<V> implicit_ql(V* diagonal, V* beside, V* vectors, int n) {
       V split = V{} + (n - 1.0);
       for (int m = n - 2; m >= l; --m) {
         const V scale = magnitude(diagonal[m]) + magnitude(diagonal[m + 1]);
-        split = magnitude(beside[m]) <= DBL_EPSILON * scale ? V{} + static_cast<double>(m) : split;
+        split = choose(magnitude(beside[m]) <= DBL_EPSILON * scale, V{} + static_cast<double>(m),
+                       split);
       }
       // Lanes that are done have split == l: no comparison below holds for them.
       const int top = static_cast<int>(largest_lane(split));
@@ -92,12 +93,13 @@ KF_INLINE Mask<V> implicit_ql(V* diagonal, V* beside, V* vectors, int n) {
         break;
       }
       // Wilkinson's shift.
-      const V safe = split > static_cast<double>(l) ? beside[l] : V{} + 1.0;
+      const V safe = choose(split > static_cast<double>(l), beside[l], V{} + 1.0);
       V g = (diagonal[l + 1] - diagonal[l]) / (2.0 * safe);
       const V root = square_root(g * g + 1.0);
-      const V shift = safe / (g + (g < 0.0 ? -root : root));
+      const V shift = safe / (g + choose(g < 0.0, -root, root));
       V end = diagonal[l];
-      for (int m = l + 1; m <= top; ++m) end = split == static_cast<double>(m) ? diagonal[m] : end;
+      for (int m = l + 1; m <= top; ++m)
+        end = choose(split == static_cast<double>(m), diagonal[m], end);
       g = end - diagonal[l] + shift;
       V s = V{} + 1.0, c = V{} + 1.0, p{};
       for (int i = top - 1; i >= l; --i) {
@@ -107,18 +109,18 @@ KF_INLINE Mask<V> implicit_ql(V* diagonal, V* beside, V* vectors, int n) {
         const V squares = f * f + g * g;
         // f = g = 0: any rotation will do, and the identity goes on without a division by zero.
         const V length = square_root(squares);
-        const V inverse = 1.0 / (squares > 0.0 ? length : V{} + 1.0);
-        const V new_s = f * inverse, new_c = squares > 0.0 ? g * inverse : V{} + 1.0;
+        const V inverse = 1.0 / choose(squares > 0.0, length, V{} + 1.0);
+        const V new_s = f * inverse, new_c = choose(squares > 0.0, g * inverse, V{} + 1.0);
         const V high = diagonal[i + 1] - p;
         const V turn = (diagonal[i] - high) * new_s + 2.0 * new_c * b;
         const V new_p = new_s * turn;
-        beside[i + 1] = split > above ? length : beside[i + 1];
-        diagonal[i + 1] = split > here ? high + new_p : diagonal[i + 1];
-        s = split > here ? new_s : s;
-        c = split > here ? new_c : c;
-        p = split > here ? new_p : p;
-        g = split > here ? new_c * turn - b : g;
-        const V vs = split > here ? new_s : V{}, vc = split > here ? new_c : V{} + 1.0;
+        beside[i + 1] = choose(split > above, length, beside[i + 1]);
+        diagonal[i + 1] = choose(split > here, high + new_p, diagonal[i + 1]);
+        s = choose(split > here, new_s, s);
+        c = choose(split > here, new_c, c);
+        p = choose(split > here, new_p, p);
+        g = choose(split > here, new_c * turn - b, g);
+        const V vs = choose(split > here, new_s, V{}), vc = choose(split > here, new_c, V{} + 1.0);
         V *lower = vectors + i * n, *upper = lower + n;
         for (int k = 0; k < n; ++k) {
           const V old = upper[k];
@@ -127,10 +129,10 @@ KF_INLINE Mask<V> implicit_ql(V* diagonal, V* beside, V* vectors, int n) {
         }
       }
       const double first = l;
-      diagonal[l] = split > first ? diagonal[l] - p : diagonal[l];
-      beside[l] = split > first ? g : beside[l];
+      diagonal[l] = choose(split > first, diagonal[l] - p, diagonal[l]);
+      beside[l] = choose(split > first, g, beside[l]);
       for (int m = l + 1; m <= top; ++m)
-        beside[m] = split == static_cast<double>(m) ? V{} : beside[m];
+        beside[m] = choose(split == static_cast<double>(m), V{}, beside[m]);
     }
   }
   return !failed;

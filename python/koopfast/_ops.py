@@ -48,7 +48,7 @@ UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
 # Spectrum of operator_fit.h; those computed afterwards are the "later" ones.
-_PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM, _LATER_USABLE = -1, 0, 1, 3
+_PENDING_WITH_GRAM, _PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM, _LATER_USABLE = -2, -1, 0, 1, 3
 # The most snapshots whose Gram matrices are fitted eight at a time.
 _MOST_LANE_ORDER = 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
@@ -196,15 +196,31 @@ class FittedBlocks:
 
         A fit leaves out those that no prediction at whole horizons needs.
         """
-        if not bool((self.spectrum == _PENDING).any()):
+        if not bool((self.spectrum <= _PENDING).any()):
             return self
         copied = ("spectrum", "eigenvalues", "eigenvectors", "amplitudes")
-        whole = dataclasses.replace(self, **{name: getattr(self, name).clone() for name in copied})
+        room = {name: getattr(self, name).clone() for name in copied}
+        whole = dataclasses.replace(
+            self, singular_values=self.start.new_empty(len(self.eigenvalues)), **room
+        )
         everything = torch.arange(len(self.rank))
         own, addresses = whole.selected(everything)
         _native.operator_spectrum(addresses, len(everything), thread_count())
         whole.spectrum.copy_(own["spectrum"])
-        return whole
+        # They stay where they were, which repacking has not moved.
+        late = self.spectrum == _PENDING_WITH_GRAM
+        starts, ranks = self.singular_offsets[:-1][late], self.rank[late]
+        shown = self.singular_values.clone()
+        shown[ragged(starts, ranks)] = whole.singular_values[
+            ragged(self.vector_offsets[late], ranks)
+        ]
+        return dataclasses.replace(whole, singular_values=shown)
+
+    @property
+    def with_singular_values(self) -> FittedBlocks:
+        """The same with every block's singular values: a fit that keeps all directions of a block,
+        and sees from a bound that it may, leaves them out."""
+        return self.with_spectrum if bool((self.spectrum == _PENDING_WITH_GRAM).any()) else self
 
     def has_eigenbasis(self, block: int) -> bool:
         """Whether a block's eigenvectors (see :attr:`with_spectrum`) are fit to compute with."""

@@ -384,12 +384,12 @@ class KoopmanOperator:
 
         Each block has as many as its rank can be at most (see :meth:`singular_values_of`).
         """
-        return self._fitted.singular_values
+        return self._fitted.with_singular_values.singular_values
 
     def singular_values_of(self, block: int) -> Tensor:
         """The leading singular values of a block's observables, descending, float64."""
         first, end = self._fitted.singular_offsets[block : block + 2].tolist()
-        return self._fitted.singular_values[first:end]
+        return self._fitted.with_singular_values.singular_values[first:end]
 
     def modes_of(self, block: int, *, expand: bool = False) -> Tensor:
         """Koopman modes of one block, a column each, complex128; NaN without an eigenbasis.

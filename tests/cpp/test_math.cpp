@@ -9,6 +9,7 @@
 
 #include "block_table.h"
 #include "math/cholesky.h"
+#include "math/pack_pair.h"
 #include "math/power_by_squaring.h"
 #include "math/scalar.h"
 #include "math/spectral_factor.h"
@@ -131,10 +132,19 @@ double uniform(uint64_t& state) {
 
 double lane_of(double value, int) { return value; }
 double lane_of(const Pack& value, int lane) { return value[lane]; }
+double lane_of(const PackPair& value, int lane) {
+  return lane < kLanes ? value.low[lane] : value.high[lane - kLanes];
+}
 void set_lane(double& value, int, double to) { value = to; }
 void set_lane(Pack& value, int lane, double to) { value[lane] = to; }
+void set_lane(PackPair& value, int lane, double to) {
+  (lane < kLanes ? value.low[lane] : value.high[lane - kLanes]) = to;
+}
 bool lane_of(bool mask, int) { return mask; }
 bool lane_of(const PackMask& mask, int lane) { return mask[lane] != 0; }
+bool lane_of(const MaskPair& mask, int lane) {
+  return (lane < kLanes ? mask.low[lane] : mask.high[lane - kLanes]) != 0;
+}
 
 // Symmetric matrices that are hard in different ways, a kind a lane.
 std::vector<double> hard_matrix(int n, int kind, uint64_t& state) {
@@ -266,6 +276,7 @@ int main() {
   for (const int n : {1, 2, 3, 4, 5, 11, 20, 31}) {
     check_eigen<double>(n, 1);
     check_eigen<Pack>(n, kLanes);
+    check_eigen<PackPair>(n, 2 * kLanes);
   }
   check_inverse();
   check_products_and_stability();
