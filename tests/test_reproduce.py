@@ -5,7 +5,12 @@ that the rate is chosen by losses, and both experiments from training to the doc
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,7 @@ from koopfast.reproduce.trajectories import (
 from test_demo import digits  # noqa: F401  # the fixture: made-up digits
 
 TINY = SolverSettings(
-    networks=2, sweep=2, keep_from=100, last=500, fitted_until=400, horizon=50,
+    networks=3, sweep=2, noisy=1, keep_from=100, last=500, fitted_until=400, horizon=50,
     rates=(("Adam", (0.01, 0.003)), ("Adagrad", (0.01,))),
     repeats=1, chunk=150, points=20, width=3,
 )  # fmt: skip
@@ -48,24 +53,23 @@ def keep_threads() -> object:
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_a_stack_trains_as_each_network_alone(name: str) -> None:
     problem = Oscillator(points=20)
-    stack = initial_weights(problem, range(3), 4).requires_grad_()
+    stack = initial_weights(problem, range(3), 4)
     together = OPTIMIZERS[name]([stack], 0.01)
     solvers = StackedSolvers(problem, 4)
     alone = [HamiltonianNetwork(problem, width=4) for _ in range(3)]
     apart = []
-    for row, network in zip(stack.detach().clone(), alone, strict=True):
+    for row, network in zip(stack.clone(), alone, strict=True):
         torch.nn.utils.vector_to_parameters(row, network.parameters())
         apart.append(OPTIMIZERS[name](list(network.parameters()), 0.01))
     for _ in range(50):
-        together.zero_grad()
-        solvers.losses(stack).sum().backward()
+        stack.grad = solvers.gradients(stack)[1]
         together.step()
         for network, optimizer in zip(alone, apart, strict=True):
             optimizer.zero_grad()
             network.loss().backward()
             optimizer.step()
     rows = [torch.nn.utils.parameters_to_vector(network.parameters()) for network in alone]
-    torch.testing.assert_close(stack.detach(), torch.stack(rows).detach(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(stack, torch.stack(rows).detach(), rtol=1e-9, atol=1e-11)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -78,6 +82,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     train_all([SPEC], tmp_path)
     assert torch.equal(load_weights(SPEC, tmp_path), whole)
     assert torch.equal(load_losses(SPEC, tmp_path), losses)
+
+
+def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
+    endless = [dataclasses.replace(SPEC, last=10**7, first=first) for first in (0, 2)]
+    script = tmp_path / "command.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from koopfast.reproduce.trajectories import RunSpec, train_all\n"
+        f"if __name__ == '__main__':\n    train_all({endless}, Path({str(tmp_path)!r}), workers=2)"
+    )
+    command = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 150
+    while not (tmp_path / endless[1].file(1)).is_file() and time.monotonic() < until:
+        time.sleep(0.01)
+    command.kill()
+    command.wait()
+    counts = [-1, len(list(tmp_path.rglob("*.pt")))]
+    while counts[-1] != counts[-2] and time.monotonic() < until:
+        time.sleep(1)
+        counts.append(len(list(tmp_path.rglob("*.pt"))))
+    assert counts[-1] == counts[-2] >= 2
+    train_all([SPEC], tmp_path)
+    chunks = [torch.load(tmp_path / spec.file(1)) for spec in (SPEC, endless[0])]
+    assert torch.equal(chunks[0]["weights"], chunks[1]["weights"])
 
 
 def test_noise_moves_points_but_the_first_and_keeps_them_inside() -> None:
@@ -120,7 +148,7 @@ def test_the_digits_from_training_to_the_document(
     tmp_path: Path,
 ) -> None:
     settings = DigitsSettings(
-        seeds=2, epochs=1, width=4, batch=4, horizons=(5, 20), headline=20, evaluated=100, repeats=1
+        seeds=2, epochs=1, width=4, batch=1, horizons=(5, 20), headline=20, evaluated=100, repeats=1
     )
     result = digits_experiment(digits, settings, tmp_path)
     for run in result["runs"]:
@@ -130,25 +158,36 @@ def test_the_digits_from_training_to_the_document(
     published(tmp_path, "digits", "mnist", result)
 
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reproduction.md"
+MARKED = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(\n<!-- end \2 -->)", re.DOTALL)
+
+
 def published(folder: Path, name: str, experiment: str, result: dict[str, Any]) -> None:
-    """Figures, page, numbers, and a document of which only what is between markers changes."""
+    """Figures, page, numbers, and the document, of which everything between markers is written
+    anew, and nothing else changes."""
     doc = folder / "reproduction.md"
-    stale = f"<!-- begin {name}-verdict -->\nstale numbers\n<!-- end {name}-verdict -->"
-    doc.write_text(f"# Mine\n\nkept\n\n{stale}\n")
+    doc.write_text(MARKED.sub(r"\1stale\3", DOCUMENT.read_text(encoding="utf-8")))
     args = argparse.Namespace(
-        out=folder, doc=doc, experiment=experiment, full=False, json=False, quiet=False
-    )
-    reproduce.publish(name, result, args, 1.0)
+        out=folder, doc=doc, experiment=experiment, full=False, networks=None,
+        json=False, quiet=False,
+    )  # fmt: skip
+    reproduce.publish(name, result, args, "took 1 minute from an empty folder")
     text = doc.read_text()
-    assert text.startswith("# Mine\n\nkept\n")
-    assert "stale" not in text
-    assert "what must hold" in text or "predicted" in text
+    assert MARKED.sub("", text) == MARKED.sub("", DOCUMENT.read_text(encoding="utf-8"))
+    mine = [found[0] for found in MARKED.finditer(text) if found[2].startswith(name)]
+    assert len(mine) > 5
+    assert not [part for part in mine if "stale" in part]
     assert json.loads((folder / f"{name}.json").read_text())["methods"]
     page = (folder / f"{name}.html").read_text()
     assert "<svg" in page
     assert list(folder.glob("*.png"))
-    reproduce.publish(name, result, args, 1.0)
+    reproduce.publish(name, result, args, "took no time from what was there")
     assert doc.read_text() == text
+
+
+def test_the_text_around_the_tables_has_no_figures_of_its_own() -> None:
+    around = MARKED.sub("", DOCUMENT.read_text(encoding="utf-8"))
+    assert re.findall(r"\d[\d.,]*\s*(?:×|%|ms\b|seconds\b|minutes\b|points\b)", around) == []
 
 
 def test_a_part_without_markers_is_put_at_the_end(tmp_path: Path) -> None:

@@ -161,17 +161,26 @@ def _solver_losses(runs: Sequence[dict[str, Any]]) -> tuple[Figure, str]:
 
 
 def _digits_stretch(runs: Sequence[dict[str, Any]], settings: dict[str, Any]) -> tuple[Figure, str]:
-    figure = new_figure(10.0, 3.1)
-    axes = figure.subplots(1, 3)
+    figure = new_figure(10.0, 6.0)
+    axes = figure.subplots(2, 2, sharex=True).flatten()
     horizons = settings["horizons"]
-    parts = (("test_accuracy", "test accuracy, %"), ("train_loss", "training loss"))
-    for ax, (part, label) in zip(axes, (*parts, ("test_loss", "test loss")), strict=True):
-        factor = 100 if part == "test_accuracy" else 1
-        lines = [("true training", [run["true"] for run in runs], INK, ":")]
+    parts = (
+        ("test_accuracy", "test accuracy, %"),
+        ("train_accuracy", "training accuracy, %"),
+        ("test_loss", "test loss"),
+        ("train_loss", "training loss"),
+    )
+    for ax, (part, label) in zip(axes, parts, strict=True):
+        factor = 100 if part.endswith("accuracy") else 1
+        lines = [
+            ("true training", [run["true"] for run in runs], INK, ":"),
+            ("true training, mean of 20 steps", [run["true_mean"] for run in runs], INK, "-"),
+        ]
         for kind, method, color, style in (
             ("quasi_node", "auto", COLORS["jump"], "-"),
-            ("node", "auto", COLORS["jump"], ":"),
+            ("quasi_node", "fixed", COLORS["jump"], ":"),
             ("network", "auto", COLORS["koopman"], "-"),
+            ("network", "fixed", COLORS["koopman"], ":"),
         ):
             scores = [run["predictions"][kind][method]["scores"] for run in runs]
             lines.append((f"{method}, {kind.replace('_', '-')}", scores, color, style))
@@ -180,11 +189,13 @@ def _digits_stretch(runs: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
                 _drawn(factor * _median(s[i][part] for s in scores)) for i in range(len(horizons))
             ]
             ax.plot(horizons, values, color=color, linestyle=style, marker=".", label=name)
-        ax.set(title=label, xlabel="minibatch steps after the window")
+        ax.set_title(label)
+    for ax in axes[2:]:
+        ax.set_xlabel("minibatch steps after the window")
     axes[0].legend(fontsize=8)
     caption = (
-        "The classifier along the true and the predicted stretch, medians over the seeds. Averages "
-        "lie below true training's loss because they are averages: minibatch noise is not in them."
+        "The classifier along the true and the predicted stretch, medians over the seeds. A mean "
+        "of steps lies below single steps' loss: less of the minibatches' noise is in it."
     )
     return figure, caption
 

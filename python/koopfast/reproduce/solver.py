@@ -56,7 +56,9 @@ class SolverSettings:
     Attributes:
         networks: of each optimizer; ``shown`` of them, those of the lowest loss at
             ``fitted_until``, make the paper's selection (it showed 11 of 25).
-        sweep: networks with which the learning rates are compared.
+        sweep: networks with which the learning rates are compared, and whose predictions had been
+            seen when the settings of the operators were chosen. As many are trained together.
+        noisy: networks of the variant with noise, at most ``networks``.
         keep_from, last: weights are kept from the one step to the other.
         fitted_until: the operator sees the steps keep_from + 1 to this one.
         horizon: steps of the headline figure.
@@ -67,6 +69,7 @@ class SolverSettings:
 
     networks: int = 5
     sweep: int = 5
+    noisy: int = 5
     keep_from: int = 35_000
     last: int = 50_000
     fitted_until: int = 45_000
@@ -89,11 +92,17 @@ class SolverSettings:
         parts = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
         return [t for t in (round(part * self.horizon) for part in parts) if 0 < t <= beyond]
 
-    def spec(self, optimizer: str, rate: float, networks: int, noise: float = 0.0) -> RunSpec:
-        return RunSpec(
-            optimizer, rate, networks, self.keep_from, self.last, noise,
-            self.chunk, self.width, self.points,
-        )  # fmt: skip
+    def specs(
+        self, optimizer: str, rate: float, networks: int, noise: float = 0.0
+    ) -> list[RunSpec]:
+        """The trainings of this many networks, ``sweep`` in each but perhaps the last."""
+        return [
+            RunSpec(
+                optimizer, rate, min(self.sweep, networks - first), self.keep_from, self.last,
+                noise, self.chunk, self.width, self.points, first,
+            )
+            for first in range(0, networks, self.sweep)
+        ]  # fmt: skip
 
 
 def choose_rate(rates: Sequence[dict[str, Any]]) -> float:
@@ -113,41 +122,64 @@ def solver_experiment(
     """Sweep the rates, train, fit and measure; what is already in the folder is not done again."""
     runs = folder / "runs"
     grid = dict(settings.rates)
-    sweep = [settings.spec(o, rate, settings.sweep) for o, rates in grid.items() for rate in rates]
+    sweep = [s for o, rs in grid.items() for r in rs for s in settings.specs(o, r, settings.sweep)]
     train_all(sweep, runs, workers=workers, label="learning rates")
-    rates = {o: [_rate(settings, o, r, runs) for r in rs] for o, rs in grid.items()}
+    rates = {
+        o: [_rate(spec, runs) for spec in sweep if spec.optimizer == o]
+        for o in grid
+    }  # fmt: skip
     chosen = {o: choose_rate(entries) for o, entries in rates.items()}
     for sample in sweep:  # gigabytes that nobody will look at again are not kept
-        if sample.rate != chosen[sample.optimizer] or sample.networks != settings.networks:
+        if sample.rate != chosen[sample.optimizer]:
             _drop_weights(sample, runs)
-    wanted = [
-        settings.spec(o, rate, settings.networks, noise)
-        for noise in (0.0, settings.noise)
+    groups = [
+        settings.specs(o, rate, count, noise)
+        for noise, count in ((0.0, settings.networks), (settings.noise, settings.noisy))
         for o, rate in chosen.items()
     ]
+    # As many networks of each optimizer as there is time for, should the run end early.
+    wanted = sorted((spec for group in groups for spec in group), key=lambda spec: spec.first)
     train_all(wanted, runs, workers=workers, label="networks")
     store = Store(folder)
-    results = []
     for spec in tqdm(wanted, desc="operators", unit="run"):
         name = f"fits/{spec.name}.json"
         if refit or not store.has(name):
             store.save_json(name, _measure(settings, spec, runs))
-        results.append(store.load_json(name))
     return {
         "settings": {**dataclasses.asdict(settings), "shown": settings.shown},
         "methods": {m.name: m.says for m in METHODS},
         "rates": rates,
         "chosen": chosen,
-        "runs": results,
-    }
+        "runs": [
+            _joined([store.load_json(f"fits/{spec.name}.json") for spec in group])
+            for group in groups
+        ],
+    }  # fmt: skip
 
 
-def _rate(settings: SolverSettings, optimizer: str, rate: float, runs: Path) -> dict[str, Any]:
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The networks of all parts as one run; what is not a list is the first part's."""
+    whole = dict(parts[0])
+    for key, value in whole.items():
+        others = [part[key] for part in parts]
+        if key in _BY_NETWORK:
+            whole[key] = [entry for other in others for entry in other]
+        elif isinstance(value, dict) and key != "times":
+            whole[key] = _joined(others)
+        elif key == "sensitivity":
+            whole[key] = [_joined(entries) for entries in zip(*others, strict=True)]
+    return whole
+
+
+_BY_NETWORK = ("growth", "loss_now", "loss_true", "error", "loss")
+
+
+def _rate(spec: RunSpec, runs: Path) -> dict[str, Any]:
     """How well one rate trains: medians over the networks."""
-    losses = load_losses(settings.spec(optimizer, rate, settings.sweep), runs)
-    late = losses[settings.keep_from :]
+    losses = load_losses(spec, runs)
+    late = losses[spec.keep_from :]
     return {
-        "rate": rate,
+        "rate": spec.rate,
         "loss": float(late[-1].median()),
         "worst": float(late.max(dim=0).values.median()),
         "falling": float((late[1:] < late[:-1]).double().mean(dim=0).median()),
@@ -193,15 +225,16 @@ def _measure(settings: SolverSettings, spec: RunSpec, runs: Path) -> dict[str, A
         "loss_true": _losses(solvers, true),
         "predictions": predictions,
         "sensitivity": _sensitivity(settings, windows, true, partitions["network"]),
-        "times": _times(settings, spec, solvers, weights[:, last], windows[0], partitions),
+        "times": None
+        if spec.first
+        else _times(settings, spec, solvers, weights[:, last], windows[0], partitions),
     }
 
 
 def _losses(solvers: StackedSolvers, weights: Tensor) -> list[list[float]]:
     """Losses of weights (networks, horizons, n) at the unperturbed points."""
     flat = weights.flatten(0, 1).nan_to_num(math.inf)
-    with torch.no_grad():
-        losses: list[list[float]] = solvers.losses(flat).view(weights.shape[:2]).tolist()
+    losses: list[list[float]] = solvers.losses(flat).view(weights.shape[:2]).tolist()
     return losses
 
 
@@ -280,12 +313,11 @@ def _backprop(spec: RunSpec, solvers: StackedSolvers, weights: Tensor, steps: in
 
 
 def _stacked(spec: RunSpec, solvers: StackedSolvers, weights: Tensor, steps: int) -> float:
-    """Seconds of as many steps of all networks in one graph."""
-    stack = weights.clone().requires_grad_()
+    """Seconds of as many steps of all networks at once, with gradients written out."""
+    stack = weights.clone()
     optimizer = OPTIMIZERS[spec.optimizer]([stack], spec.rate)
     begin = perf_counter()
     for _ in range(steps):
-        optimizer.zero_grad()
-        solvers.losses(stack).sum().backward()  # type: ignore[no-untyped-call]
+        stack.grad = solvers.gradients(stack)[1]
         optimizer.step()
     return perf_counter() - begin

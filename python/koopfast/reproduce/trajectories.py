@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -43,12 +45,13 @@ class RunSpec:
 
     Attributes:
         optimizer, rate: a name in OPTIMIZERS, and its learning rate.
-        networks: how many; their initial weights have the seeds 0, 1, ....
+        networks: how many; their initial weights have the seeds first, first + 1, ....
         keep_from, last: weights are kept after each step from the one to the other; ``last`` is
             also the number of steps in all.
         noise: standard deviation of the points' perturbation at each step, in spacings.
         chunk: steps in one file.
         width, points: units in a hidden layer; points in time.
+        first: seed of the first network.
     """
 
     optimizer: str
@@ -60,6 +63,11 @@ class RunSpec:
     chunk: int = 2500
     width: int = 10
     points: int = 200
+    first: int = 0
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first, self.first + self.networks)
 
     @property
     def name(self) -> str:
@@ -67,7 +75,8 @@ class RunSpec:
         fields = json.dumps(dataclasses.asdict(self), sort_keys=True)
         digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
         noisy = "-noisy" if self.noise else ""
-        return f"{self.optimizer.lower()}-{self.rate:g}-{self.networks}{noisy}-{digest}"
+        seeds = f"{self.first}to{self.first + self.networks - 1}"
+        return f"{self.optimizer.lower()}-{self.rate:g}-{seeds}{noisy}-{digest}"
 
     @property
     def chunks(self) -> int:
@@ -143,6 +152,15 @@ def _begin_worker(done: Any) -> None:
     global _done  # noqa: PLW0603  # the only way into a pool's worker
     _done = done
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed command leaves no worker behind, which would go on training for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _count(steps: int) -> None:
@@ -165,11 +183,11 @@ def _train(spec: RunSpec, folder: Path, count: Callable[[int], object]) -> None:
     count(min(begun * spec.chunk, spec.last))
     if begun:
         state = store.load_tensors(spec.file(begun - 1))["state"]
-        weights = state["weights"].requires_grad_()
+        weights = state["weights"]
         optimizer = OPTIMIZERS[spec.optimizer]([weights], spec.rate)
         optimizer.load_state_dict(state["optimizer"])
     else:
-        weights = initial_weights(problem, range(spec.networks), spec.width).requires_grad_()
+        weights = initial_weights(problem, spec.seeds, spec.width)
         optimizer = OPTIMIZERS[spec.optimizer]([weights], spec.rate)
     for chunk in range(begun, spec.chunks):
         first = chunk * spec.chunk
@@ -177,7 +195,7 @@ def _train(spec: RunSpec, folder: Path, count: Callable[[int], object]) -> None:
         content = {
             "losses": losses,
             "weights": kept,
-            "state": {"weights": weights.detach(), "optimizer": optimizer.state_dict()},
+            "state": {"weights": weights, "optimizer": optimizer.state_dict()},
             "first": first,
         }
         store.save_tensors(spec.file(chunk), content)
@@ -196,18 +214,15 @@ def _advance(
     steps = min(spec.chunk, spec.last - first)
     times = _points(spec, solvers.problem, chunk, steps) if spec.noise else None
     losses = torch.empty(steps, spec.networks, dtype=torch.float64)
-    kept = [weights.detach().clone()] if first == spec.keep_from == 0 else []
+    kept = [weights.clone()] if first == spec.keep_from == 0 else []
     for i in range(steps):
-        optimizer.zero_grad()
-        loss = solvers.losses(weights, None if times is None else times[i])
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        losses[i], weights.grad = solvers.gradients(weights, None if times is None else times[i])
         optimizer.step()
-        losses[i] = loss.detach()
         if first + i + 1 >= spec.keep_from:
-            kept.append(weights.detach().clone())
+            kept.append(weights.clone())
         if (i + 1) % 250 == 0 or i + 1 == steps:
             count((i % 250) + 1)
-    return losses, torch.stack(kept) if kept else weights.new_empty(0, *weights.shape).detach()
+    return losses, torch.stack(kept) if kept else weights.new_empty(0, *weights.shape)
 
 
 def _points(spec: RunSpec, problem: Oscillator, chunk: int, steps: int) -> Tensor:
@@ -215,7 +230,7 @@ def _points(spec: RunSpec, problem: Oscillator, chunk: int, steps: int) -> Tenso
     return torch.stack(
         [
             perturbed(problem, spec.noise, torch.Generator().manual_seed(1000 * i + chunk), steps)
-            for i in range(spec.networks)
+            for i in spec.seeds
         ],
         dim=1,
     )
