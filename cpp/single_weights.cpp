@@ -75,30 +75,105 @@ KF_MULTIARCH void add_moments(const Float16* first, int64_t stride, int64_t pair
   add_tile(first, stride, pairs, columns, increments, squares, products);
 }
 
-double bounded(double factor, Unstable unstable) {
-  if (unstable == Unstable::keep || !(std::abs(factor) > 1)) return factor;
-  return unstable == Unstable::clip ? std::copysign(1.0, factor) : 1 / factor;
+// factor = product / ((1 + ridge) square), moved into the unit circle as asked.
+KF_MULTIARCH void bounded_factors(const double* squares, const double* products, int64_t count,
+                                  double ridge, Unstable unstable, double* factors) {
+  const bool keep = unstable == Unstable::keep, clip = unstable == Unstable::clip;
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const double factor = products[i] / ((1 + ridge) * squares[i]);
+    const double inside = clip ? (factor > 0 ? 1.0 : -1.0) : 1 / factor;
+    factors[i] = !keep & (std::abs(factor) > 1) ? inside : factor;
+  }
 }
 
 // lambda^e, or 1 + lambda + ... + lambda^(e-1), of every factor: as math/power_by_squaring.h, for
-// matrices of order one.
+// matrices of order one, a few at a time in registers.
+template <bool Sums>
+KF_INLINE void power_each(const double* factors, int64_t count, uint64_t exponent, double* out) {
+  constexpr int64_t kFew = 32;
+  for (int64_t begin = 0; begin < count; begin += kFew) {
+    const int64_t own = count - begin < kFew ? count - begin : kFew;
+    double square[kFew] = {}, partial[kFew], power[kFew];
+    for (int64_t i = 0; i < own; ++i) square[i] = factors[begin + i];
+    for (int64_t i = 0; i < kFew; ++i) {
+      partial[i] = 1;
+      power[i] = Sums ? 0 : 1;
+    }
+    for (uint64_t left = exponent; left != 0; left >>= 1) {
+      if (left & 1u)
+        for (int64_t i = 0; i < kFew; ++i)
+          power[i] = Sums ? partial[i] + square[i] * power[i] : square[i] * power[i];
+      if (Sums)
+        for (int64_t i = 0; i < kFew; ++i) partial[i] += square[i] * partial[i];
+      for (int64_t i = 0; i < kFew; ++i) square[i] *= square[i];
+    }
+    for (int64_t i = 0; i < own; ++i) out[begin + i] = power[i];
+  }
+}
+
 KF_MULTIARCH void whole_powers(const double* factors, int64_t count, uint64_t exponent, bool sums,
                                double* out) {
-  double square[kTile], partial[kTile];
-  for (int64_t i = 0; i < count; ++i) {
-    square[i] = factors[i];
-    partial[i] = 1;
-    out[i] = sums ? 0 : 1;
+  if (sums)
+    power_each<true>(factors, count, exponent, out);
+  else
+    power_each<false>(factors, count, exponent, out);
+}
+
+// What a tile's weights become at one horizon, from f_T of their factors.
+struct Step {
+  const double* squares;
+  const double* factors;
+  const double* powers;
+  int64_t count;
+  int64_t stride;  // from a row to the next
+  double horizon;
+};
+
+// The prediction, or w_last's own bits where it does not move: the sign of zero included.
+template <bool Increments, typename T>
+KF_INLINE void write_each(const Step& step, const T* last, T* out) {
+  // As far as the first interval, states are interpolated.
+  const double share = !Increments && step.horizon < 1 ? step.horizon : 1;
+  const double now_share = 1 - share;
+  const bool still = step.horizon == 0;
+#pragma omp simd
+  for (int64_t i = 0; i < step.count; ++i) {
+    const double square = step.squares[i], now = widen(last[i]);
+    const double image = step.factors[i] * step.powers[i];
+    const double change = Increments ? image * (now - widen(last[i - step.stride])) : 0.0;
+    const double state = share < 1 ? now_share * now + share * (image * now) : image * now;
+    const double moved = Increments ? now + change : state;
+    const bool finite = square - square == 0;
+    const bool stays = finite & (still | (square == 0) | (Increments & (change == 0)));
+    T next;
+    narrow(finite ? moved : kNaN, next);
+    out[i] = stays ? last[i] : next;
   }
-  for (; exponent != 0; exponent >>= 1) {
-    const double taken = exponent & 1u ? 1 : 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const double next = sums ? partial[i] + square[i] * out[i] : square[i] * out[i];
-      out[i] = taken != 0 ? next : out[i];
-      partial[i] += square[i] * partial[i];
-      square[i] *= square[i];
-    }
-  }
+}
+
+template <typename T>
+KF_INLINE void write_tile(const Step& step, bool increments, const T* last, T* out) {
+  if (increments)
+    write_each<true>(step, last, out);
+  else
+    write_each<false>(step, last, out);
+}
+
+KF_MULTIARCH void write_weights(const Step& step, bool increments, const float* last, float* out) {
+  write_tile(step, increments, last, out);
+}
+KF_MULTIARCH void write_weights(const Step& step, bool increments, const double* last,
+                                double* out) {
+  write_tile(step, increments, last, out);
+}
+KF_MULTIARCH void write_weights(const Step& step, bool increments, const Bfloat16* last,
+                                Bfloat16* out) {
+  write_tile(step, increments, last, out);
+}
+KF_MULTIARCH void write_weights(const Step& step, bool increments, const Float16* last,
+                                Float16* out) {
+  write_tile(step, increments, last, out);
 }
 
 // f_T(lambda) of horizons T > 0 (increments) or T >= 1 (state), real part.
@@ -124,11 +199,9 @@ void single_weight_fit(const SnapshotView& s, bool increments, double ridge, Uns
       const int64_t begin = tile * kTile, count = std::min(kTile, s.n - begin);
       double own[kTile] = {}, products[kTile] = {};
       add_moments(s.row<T>(0) + begin, s.row_stride, pairs, count, increments, own, products);
-      for (int64_t i = 0; i < count; ++i) {
-        // The last observable counts, too: NaN where it is not finite, or a product overflowed.
-        squares[begin + i] = own[i] + 0 * products[i];
-        factors[begin + i] = bounded(products[i] / ((1 + ridge) * own[i]), unstable);
-      }
+      bounded_factors(own, products, count, ridge, unstable, factors + begin);
+      // The last observable counts, too: NaN where it is not finite, or a product overflowed.
+      for (int64_t i = 0; i < count; ++i) squares[begin + i] = own[i] + 0 * products[i];
     });
   });
 }
@@ -142,36 +215,14 @@ void single_weight_predict(const SnapshotView& s, bool increments, const double*
     parallel_for(tiles, threads, [&](int64_t tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, s.n - begin);
       const T* last = s.row<T>(s.m - 1) + begin;
-      double powers[kTile];
+      double powers[kTile] = {};
       for (int64_t h = 0; h < n_horizons; ++h) {
-        T* row = static_cast<T*>(out) + h * out_stride + begin;
-        // As far as the first interval, states are interpolated.
-        const bool between = !increments && horizons[h] < 1;
-        if (horizons[h] > 0)
-          spectral_factors(factors + begin, count, between ? 1 : horizons[h], increments, powers);
-        for (int64_t i = 0; i < count; ++i) {
-          const double square = squares[begin + i], now = widen(last[i]);
-          if (!std::isfinite(square)) {
-            narrow(kNaN, row[i]);
-            continue;
-          }
-          if (square == 0 || horizons[h] == 0) {
-            row[i] = last[i];
-            continue;
-          }
-          const double image = factors[begin + i] * powers[i];
-          if (!increments) {
-            const double next = image * now;
-            narrow(between ? (1 - horizons[h]) * now + horizons[h] * next : next, row[i]);
-            continue;
-          }
-          const double change = image * (now - widen(last[i - s.row_stride]));
-          // What does not move keeps its bits, the sign of zero included.
-          if (change == 0)
-            row[i] = last[i];
-          else
-            narrow(now + change, row[i]);
-        }
+        const double horizon = horizons[h];
+        const bool between = !increments && horizon < 1;
+        if (horizon > 0)
+          spectral_factors(factors + begin, count, between ? 1 : horizon, increments, powers);
+        write_weights({squares + begin, factors + begin, powers, count, s.row_stride, horizon},
+                      increments, last, static_cast<T*>(out) + h * out_stride + begin);
       }
     });
   });

@@ -53,7 +53,7 @@ sys.exit(0 if found.startswith('$site') else f'koopfast is found in {found}, not
 # TSan's shadow memory wants its place: no random addresses.
 LD_PRELOAD=$(IFS=:; echo "${preload[*]}") setarch "$(uname -m)" -R "$python" -m pytest -p no:cacheprovider \
   tests/test_snapshot_svd.py tests/test_operator_fit.py tests/test_operator_power.py tests/test_operator_lanes.py \
-  tests/test_moments.py "${@:2}"
+  tests/test_operator_spectrum.py tests/test_choice.py tests/test_moments.py "${@:2}"
 # A program of its own needs no preloading, only the flags.
 if [[ $kind == address ]]; then
   CXX="$compiler -fsanitize=address,undefined -fno-sanitize-recover=all" \
