@@ -68,7 +68,7 @@ def test_choice_by_hindcast(benchmark):
         _, coordinates = _ops.snapshot_svd(snapshots, table, blocks, rows="increments_and_last")
         rows = torch.full_like(table.sizes, 32)
         capacity = _ops.rank_capacity(options, 32, table.sizes)
-        fitted = _ops._unfitted(table.sizes > 32, rows, capacity, averaged=True)
+        fitted = _ops.unfitted(table.sizes > 32, rows, capacity, averaged=True)
         return lambda: _ops._fit_blocks(
             snapshots, table, blocks, True, coordinates, options, fitted
         )

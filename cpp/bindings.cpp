@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The only pybind11 file: pointers and sizes in, call, out. The Python layer (`_ops.py`) allocates
-// every array and has checked shapes, types and devices before it calls.
+// Pointers and sizes in, call, out. The Python layer (`_ops.py`) allocates every array and has
+// checked shapes, types and devices before it calls. bindings_cuda.cpp has the device's share.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 
 #include <string>
 
-#include "check.h"
+#include "bindings_common.h"
+#include "bindings_cuda.h"
 #include "moment_stream.h"
 #include "moments.h"
 #include "operator_fit.h"
@@ -17,93 +18,23 @@
 #include "snapshot_svd.h"
 #include "tile_kernels.h"
 
-namespace py = pybind11;
 using namespace koopfast;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-SnapshotView snapshots_from(const py::tuple& view) {
-  const SnapshotView s{at<const void>(view[0].cast<Address>()),
-                       static_cast<ScalarType>(view[1].cast<int>()), view[2].cast<int64_t>(),
-                       view[3].cast<int64_t>(), view[4].cast<int64_t>()};
-  KF_CHECK(s.m >= 1 && s.n >= 1 && s.row_stride >= s.n, "snapshot view out of shape");
-  return s;
-}
-
-BlockTable table_from(const py::tuple& table) {
-  return {at<const int64_t>(table[0].cast<Address>()), at<const int64_t>(table[1].cast<Address>()),
-          at<const int64_t>(table[2].cast<Address>()), at<const int64_t>(table[3].cast<Address>())};
-}
-
-FitOptions options_from(const py::tuple& o) {
-  FitOptions options{};
-  options.increments = o[0].cast<bool>();
-  options.delays = o[1].cast<int64_t>();
-  options.block_average = o[2].cast<int64_t>();
-  options.chosen = o[3].cast<int>();
-  options.rank_rule = static_cast<RankRule>(o[4].cast<int>());
-  options.energy = o[5].cast<double>();
-  options.tolerance = o[6].cast<double>();
-  options.ridge = o[7].cast<double>();
-  options.estimator = static_cast<Estimator>(o[8].cast<int>());
-  options.unstable = static_cast<Unstable>(o[9].cast<int>());
-  options.accurate = o[10].cast<bool>();
-  return options;
-}
-
-OperatorArrays arrays_from(const py::tuple& a) {
-  const auto p = [&](size_t i) { return a[i].cast<Address>(); };
-  return {at<const int64_t>(p(0)), at<const int64_t>(p(1)),  at<const int64_t>(p(2)),
-          at<const int64_t>(p(3)), at<int32_t>(p(4)),        at<int64_t>(p(5)),
-          at<int32_t>(p(6)),       at<double>(p(7)),         at<double>(p(8)),
-          at<int32_t>(p(9)),       at<int64_t>(p(10)),       at<int64_t>(p(11)),
-          at<int32_t>(p(12)),      at<const int64_t>(p(13)), at<double>(p(14)),
-          at<double>(p(15)),       at<double>(p(16)),        at<double>(p(17)),
-          at<double>(p(18)),       at<double>(p(19)),        at<double>(p(20)),
-          at<double>(p(21))};
-}
-
-// (head, recent, folded, increments, delays, lag offsets, sum offsets, lags, sums)
-MomentStream stream_from(const py::tuple& m) {
-  const auto p = [&](size_t i) { return m[i].cast<Address>(); };
-  const MomentStream stream{snapshots_from(m[0]),    snapshots_from(m[1]), m[2].cast<int64_t>(),
-                            m[3].cast<bool>(),       m[4].cast<int64_t>(), at<const int64_t>(p(5)),
-                            at<const int64_t>(p(6)), at<double>(p(7)),     at<double>(p(8))};
-  KF_CHECK(stream.delays >= 1 && (stream.folded == 0 || stream.folded > 2 * stream.delays),
-           "moments folded too early");
-  return stream;
-}
-
-FittedBlocks fitted(const OperatorArrays& a) {
-  return {a.vector_offsets, a.matrix_offsets, a.lift_offsets,   a.status,    a.rank,  a.spectrum,
-          a.increments,     a.block_average,  a.origin_offsets, a.operators, a.start, a.lifts,
-          a.origins,        a.eigenvalues,    a.eigenvectors,   a.amplitudes};
-}
 
 void bind_snapshot_svd(py::module_& m) {
   m.def(
       "snapshot_gram",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
-         int rows, Address grams, int threads, bool on_device, Address stream) {
+         int rows, Address grams, int threads) {
         const SnapshotView s = snapshots_from(snapshots);
         const BlockTable t = table_from(table);
         const py::gil_scoped_release release;
-        if (!on_device)
-          return snapshot_gram(s, t, at<int64_t>(blocks), count, static_cast<SnapshotRows>(rows),
-                               at<double>(grams), threads);
-        cuda::snapshot_gram(s, t, at<int64_t>(blocks), count, static_cast<SnapshotRows>(rows),
-                            at<double>(grams), at<void>(stream));
+        snapshot_gram(s, t, at<int64_t>(blocks), count, static_cast<SnapshotRows>(rows),
+                      at<double>(grams), threads);
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks").noconvert(), py::arg("count"),
-      py::arg("rows"), py::arg("grams"), py::arg("threads"), py::arg("on_device"),
-      py::arg("stream"));
+      py::arg("rows"), py::arg("grams"), py::arg("threads"));
   m.def(
       "gram_svd",
       [](Address grams, Address sizes, int64_t count, int64_t m_, int rows, Address sigma,
@@ -160,22 +91,17 @@ void bind_operator(py::module_& m) {
       "combine",
       [](const py::tuple& snapshots, const py::tuple& table, Address blocks, int64_t count,
          bool dual, Address base, Address value_offsets, Address values, int64_t n_horizons,
-         Address out, int64_t out_stride, int threads, bool on_device, Address stream) {
+         Address out, int64_t out_stride, int threads) {
         const SnapshotView s = snapshots_from(snapshots);
         const BlockTable t = table_from(table);
         const py::gil_scoped_release release;
-        if (!on_device)
-          return combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
-                         at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
-                         out_stride, threads);
-        cuda::combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
-                      at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
-                      out_stride, at<void>(stream));
+        combine(s, t, at<int64_t>(blocks), count, dual, at<double>(base),
+                at<int64_t>(value_offsets), at<double>(values), n_horizons, at<void>(out),
+                out_stride, threads);
       },
       py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("count"), py::arg("dual"),
       py::arg("base"), py::arg("value_offsets"), py::arg("values"), py::arg("n_horizons"),
-      py::arg("out"), py::arg("out_stride"), py::arg("threads"), py::arg("on_device"),
-      py::arg("stream"));
+      py::arg("out"), py::arg("out_stride"), py::arg("threads"));
 }
 
 // The way through second moments: operator_lanes.h.
@@ -235,6 +161,15 @@ void bind_moments(py::module_& m) {
       },
       py::arg("grams"), py::arg("sizes"), py::arg("count"), py::arg("m"), py::arg("options"),
       py::arg("arrays"), py::arg("threads"));
+  m.def(
+      "operator_bound",
+      [](const py::tuple& arrays, Address rows, int64_t count, int unstable, int threads) {
+        const OperatorArrays a = arrays_from(arrays);
+        const py::gil_scoped_release release;
+        move_spectra(a, at<int64_t>(rows), count, static_cast<Unstable>(unstable), threads);
+      },
+      py::arg("arrays"), py::arg("rows"), py::arg("count"), py::arg("unstable"),
+      py::arg("threads"));
   m.def(
       "operator_spectrum",
       [](const py::tuple& arrays, int64_t count, int threads) {
@@ -321,11 +256,16 @@ PYBIND11_MODULE(_native, m) {
   bind_moments(m);
   bind_moment_stream(m);
   bind_single_weights(m);
+  bind_cuda(m);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(instruction_set()); });
   m.attr("cuda_compiled") = KOOPFAST_CUDA_ENABLED != 0;
   m.attr("__all__") = py::list(py::make_tuple(
-      "build_info", "combine", "cuda_compiled", "fold_moments", "gram_svd", "isa", "moment_fit",
+      "build_info", "combine", "cuda_bound_spectra", "cuda_bound_spectra_workspace", "cuda_combine",
+      "cuda_compiled", "cuda_failure", "cuda_fold_moments", "cuda_operator_fit",
+      "cuda_operator_fit_workspace", "cuda_operator_power", "cuda_operator_power_workspace",
+      "cuda_single_weight_fit", "cuda_single_weight_predict", "cuda_snapshot_gram",
+      "cuda_snapshot_moments", "fold_moments", "gram_svd", "isa", "moment_fit", "operator_bound",
       "operator_fit", "operator_fit_grams", "operator_fit_moments", "operator_fit_primal",
       "operator_power", "operator_spectrum", "single_weight_fit", "single_weight_predict",
       "snapshot_gram", "snapshot_moments", "snapshot_qr"));

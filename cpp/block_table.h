@@ -35,6 +35,12 @@ struct BlockTable {
     return low;
   }
 
+  // Where column `column` of block b is in the flat vector.
+  KF_HD int64_t flat_index(int64_t b, int64_t column) const {
+    const int64_t segment = find_segment(b, column);
+    return starts[segment] + column - columns[segment];
+  }
+
   // Calls visit(flat, column, length) for the contiguous runs of columns begin .. end-1.
   template <typename Visit>
   void for_each_run(int64_t b, int64_t begin, int64_t end, Visit&& visit) const {

@@ -38,4 +38,10 @@ void fold_moments(const MomentStream& stream, const BlockTable& table, int64_t n
 void moment_fit(const MomentStream& stream, const BlockTable& table, int64_t n_blocks, int64_t tail,
                 const FitOptions& options, const OperatorArrays& out, int threads);
 
+namespace cuda {
+// fold_moments on the device and stream that hold the moments and the recent snapshots.
+void fold_moments(const MomentStream& stream, const BlockTable& table, int64_t n_blocks,
+                  int64_t until, void* on);
+}  // namespace cuda
+
 }  // namespace koopfast

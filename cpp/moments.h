@@ -42,4 +42,11 @@ void snapshot_moments(const SnapshotView& s, const BlockTable& table, const int6
                       const int64_t* moment_offsets, double* moments, const int64_t* latest_offsets,
                       double* latest, int threads);
 
+namespace cuda {
+// As above, Moments::all, on the device and stream of the snapshots; for blocks of few weights.
+void snapshot_moments(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+                      int64_t count, bool increments, int64_t delays, const int64_t* moment_offsets,
+                      double* moments, const int64_t* latest_offsets, double* latest, void* stream);
+}  // namespace cuda
+
 }  // namespace koopfast

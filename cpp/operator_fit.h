@@ -119,4 +119,38 @@ void operator_fit(const SnapshotView& s, const BlockTable& table, const int64_t*
                   int64_t count, BlockForm form, const double* coordinates,
                   const FitOptions& options, const OperatorArrays& out, int threads);
 
+namespace cuda {
+
+// Blocks that are fitted on the device, all of one form, from their Gram matrices (dual) or their
+// moments (primal, moments.h), as operator_lanes.h says.
+struct SmallFits {
+  BlockForm form;
+  int64_t count;
+  int64_t m;                      // snapshots
+  int64_t pairs;                  // p
+  int64_t most;                   // the largest order of a block's matrices
+  const int64_t* sizes;           // (count,) n_b
+  const double* source;           // Gram matrices (m, m), or K (D, D)
+  const int64_t* source_offsets;  // (count,)
+  const double* newest;           // primal: h_{p+1}
+  const int64_t* newest_offsets;  // (count,)
+};
+
+// Doubles that one team needs for matrices of this order.
+int64_t operator_fit_workspace(int64_t order);
+
+// On the device and stream of the arrays; `workspace` holds that for each of `teams` warps. Blocks
+// whose eigenvalues have to be looked at are left with the spectrum kUnbounded.
+void operator_fit(const SmallFits& fits, const FitOptions& options, const OperatorArrays& out,
+                  double* workspace, int64_t teams, void* stream);
+
+// Looks at those eigenvalues, and moves them as asked for: operator_spectrum.h. `rows` (count,) of
+// the lifts; `workspace` holds bound_spectra_workspace doubles for each of `teams` warps. A block
+// whose eigenvalues are not found stays as it is.
+int64_t bound_spectra_workspace(int64_t most_rank);
+void bound_spectra(const OperatorArrays& out, const int64_t* rows, int64_t count, Unstable unstable,
+                   int64_t most_rank, double* workspace, int64_t teams, void* stream);
+
+}  // namespace cuda
+
 }  // namespace koopfast

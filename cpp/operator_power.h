@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "block_table.h"
+#include "chunk_plan.h"
 #include "operator_fit.h"
 #include "tensor_view.h"
 
@@ -49,10 +50,19 @@ void combine(const SnapshotView& s, const BlockTable& table, const int64_t* bloc
              int64_t n_horizons, void* out, int64_t out_stride, int threads);
 
 namespace cuda {
-// As above, on the device and stream that hold the snapshots, the table and the values.
-void combine(const SnapshotView& s, const BlockTable& table, const int64_t* blocks, int64_t count,
-             bool dual, const double* base, const int64_t* value_offsets, const double* values,
-             int64_t n_horizons, void* out, int64_t out_stride, void* stream);
+// As above, at whole finite horizons of blocks whose snapshots were not averaged. `workspace` holds
+// operator_power_workspace doubles for each of `teams` warps.
+int64_t operator_power_workspace(int64_t rank, int64_t n_horizons);
+void operator_power(const FittedBlocks& fits, const int64_t* row_counts, int64_t count, bool dual,
+                    const double* horizons, int64_t n_horizons, const int64_t* value_offsets,
+                    double* values, double* base, int64_t most_rank, double* workspace,
+                    int64_t teams, void* stream);
+
+// As above, on the device and stream that hold the snapshots, the table and the values. Horizons in
+// groups of eight read the snapshots again, from the cache.
+void combine(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
+             const ChunkPlan& plan, bool dual, const double* base, const int64_t* value_offsets,
+             const double* values, int64_t n_horizons, void* out, int64_t out_stride, void* stream);
 }  // namespace cuda
 
 }  // namespace koopfast

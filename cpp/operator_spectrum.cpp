@@ -69,6 +69,11 @@ void singular_values(const OperatorArrays& out, int64_t i) {
       (values.cwiseMax(0.0) / scale).cwiseSqrt();
 }
 
+void move_spectra(const OperatorArrays& out, const int64_t* rows, int64_t count, Unstable unstable,
+                  int threads) {
+  parallel_for(count, threads, [&](int64_t i) { move_spectrum(out, i, rows[i], unstable); });
+}
+
 void operator_spectrum(const OperatorArrays& out, int64_t count, int threads) {
   parallel_for(count, threads, [&](int64_t i) {
     const auto spectrum = static_cast<Spectrum>(out.spectrum[i]);

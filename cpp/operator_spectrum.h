@@ -15,6 +15,10 @@ void bound_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable
 // The same where it is known that eigenvalues have to be looked at.
 void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable);
 
+// The same for blocks 0 .. count-1.
+void move_spectra(const OperatorArrays& out, const int64_t* rows, int64_t count, Unstable unstable,
+                  int threads);
+
 // Singular values of block i, whose G is where its eigenvectors will be (pending_with_gram).
 void singular_values(const OperatorArrays& out, int64_t i);
 

@@ -6,6 +6,7 @@
 #include <complex>
 
 #include "forward_backward.h"
+#include "math/rank.h"
 
 namespace koopfast {
 namespace {
@@ -14,43 +15,14 @@ namespace {
 constexpr double kSingularGap = 1 - 1e-3;
 
 int64_t count_above(const Vector& sigma, double share, int64_t limit) {
-  if (sigma.size() == 0 || !(sigma(0) > 0)) return 0;
-  const int64_t above = (sigma.array() > share * sigma(0)).count();
-  return std::min(limit, above);
-}
-
-// Smallest rank whose squared singular values sum to this share of all of them.
-int64_t count_of_energy(const Vector& sigma, double share) {
-  const double all = share * sigma.squaredNorm();
-  double sum = 0;
-  for (int64_t i = 0; i < sigma.size(); ++i)
-    if ((sum += sigma(i) * sigma(i)) >= all) return i + 1;
-  return sigma.size();
-}
-
-// Optimal hard threshold for unknown noise (Gavish & Donoho 2014, section III.E): omega(beta)
-// times the median singular value, omega by their cubic fit; beta <= 1 is the aspect ratio.
-int64_t count_of_signal(const Vector& sigma, double beta) {
-  const int64_t count = sigma.size();
-  const double median = 0.5 * (sigma((count - 1) / 2) + sigma(count / 2));
-  const double omega = ((0.56 * beta - 0.95) * beta + 1.82) * beta + 1.43;
-  return (sigma.array() > omega * median).count();
+  return koopfast::count_above(sigma.data(), sigma.size(), share, limit);
 }
 
 }  // namespace
 
 int64_t chosen_rank(const Vector& sigma, int64_t full_rows, int64_t columns,
                     const FitOptions& options, int64_t limit) {
-  const int64_t above = count_above(sigma, options.tolerance, limit);
-  if (above == 0) return 0;
-  if (options.rank_rule == RankRule::energy)
-    return std::min(above, count_of_energy(sigma, options.energy));
-  if (options.rank_rule == RankRule::gavish_donoho) {
-    const double beta =
-        static_cast<double>(std::min(full_rows, columns)) / std::max(full_rows, columns);
-    return std::min(above, count_of_signal(sigma, beta));
-  }
-  return above;
+  return chosen_rank(sigma.data(), sigma.size(), full_rows, columns, options, limit);
 }
 
 namespace {

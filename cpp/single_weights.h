@@ -22,4 +22,13 @@ void single_weight_predict(const SnapshotView& s, bool increments, const double*
                            const double* factors, const double* horizons, int64_t n_horizons,
                            void* out, int64_t out_stride, int threads);
 
+namespace cuda {
+// As above, on the device and stream of the snapshots.
+void single_weight_fit(const SnapshotView& s, bool increments, double ridge, Unstable unstable,
+                       double* squares, double* factors, void* stream);
+void single_weight_predict(const SnapshotView& s, bool increments, const double* squares,
+                           const double* factors, const double* horizons, int64_t n_horizons,
+                           void* out, int64_t out_stride, void* stream);
+}  // namespace cuda
+
 }  // namespace koopfast

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "block_table.h"
+#include "chunk_plan.h"
 #include "tensor_view.h"
 
 // The tall-skinny factorisation of each block's snapshots. With E (m, n_b) the block's
@@ -32,9 +33,11 @@ void snapshot_qr(const SnapshotView& s, const BlockTable& table, const int64_t* 
                  int64_t count, SnapshotRows rows, double* coordinates, double* sigma, int threads);
 
 namespace cuda {
-// As above, on the device and stream that hold the snapshots and the table.
+// As above, on the device and stream that hold the snapshots and the table. `partials` has room for
+// the Gram matrix of every chunk of the blocks that have several: (slots, m, m).
 void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
-                   int64_t count, SnapshotRows rows, double* grams, void* stream);
+                   const ChunkPlan& plan, SnapshotRows rows, double* grams, double* partials,
+                   void* stream);
 }  // namespace cuda
 
 }  // namespace koopfast

@@ -36,7 +36,7 @@ def moments_of(snapshots, partition, *, increments, delays):
     latest = torch.full((int(stacked.sum()),), math.nan, dtype=torch.float64)
     _native.snapshot_moments(
         _ops.view(snapshots),
-        _ops._addresses(table.to(torch.device("cpu"))),
+        table.addresses(),
         own.data_ptr(),
         len(own),
         increments,

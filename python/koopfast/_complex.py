@@ -20,8 +20,8 @@ from koopfast._ops import (
     UNUSABLE_SPECTRUM,
     USABLE_SPECTRUM,
     FittedBlocks,
-    _starts,
     estimator_code,
+    starts,
 )
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE, OK, BlockFit, fit_block, gather, predict_block
@@ -178,9 +178,9 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
         dual=dual,
         rows=rows,
         capacity=rank,
-        vector_offsets=_starts(rank),
-        matrix_offsets=_starts(rank**2),
-        lift_offsets=_starts(rows * rank),
+        vector_offsets=starts(rank),
+        matrix_offsets=starts(rank**2),
+        lift_offsets=starts(rows * rank),
         status=torch.tensor([fit.status for fit in fits], dtype=torch.int32),
         rank=rank,
         spectrum=torch.tensor(

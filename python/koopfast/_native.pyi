@@ -5,11 +5,25 @@ from typing import TypeAlias
 __all__ = [
     "build_info",
     "combine",
+    "cuda_bound_spectra",
+    "cuda_bound_spectra_workspace",
+    "cuda_combine",
     "cuda_compiled",
+    "cuda_failure",
+    "cuda_fold_moments",
+    "cuda_operator_fit",
+    "cuda_operator_fit_workspace",
+    "cuda_operator_power",
+    "cuda_operator_power_workspace",
+    "cuda_single_weight_fit",
+    "cuda_single_weight_predict",
+    "cuda_snapshot_gram",
+    "cuda_snapshot_moments",
     "fold_moments",
     "gram_svd",
     "isa",
     "moment_fit",
+    "operator_bound",
     "operator_fit",
     "operator_fit_grams",
     "operator_fit_moments",
@@ -33,6 +47,9 @@ _Options: TypeAlias = tuple[bool, int, int, int, int, float, float, float, int, 
 # As MomentStream of moment_stream.h: two views, folded, increments, delays, four addresses
 _Stream: TypeAlias = tuple[_View, _View, int, bool, int, int, int, int, int]
 
+# As ChunkPlan of chunk_plan.h: five addresses, chunks, blocks of several chunks
+_Plan: TypeAlias = tuple[int, int, int, int, int, int, int]
+
 def build_info() -> dict[str, str]: ...
 def isa() -> str: ...
 def snapshot_gram(
@@ -43,8 +60,6 @@ def snapshot_gram(
     rows: int,
     grams: int,
     threads: int,
-    on_device: bool,
-    stream: int,
 ) -> None: ...
 def gram_svd(
     grams: int, sizes: int, count: int, m: int, rows: int, sigma: int, threads: int
@@ -114,6 +129,9 @@ def operator_fit_grams(
     arrays: tuple[int, ...],
     threads: int,
 ) -> None: ...
+def operator_bound(
+    arrays: tuple[int, ...], rows: int, count: int, unstable: int, threads: int
+) -> None: ...
 def operator_spectrum(arrays: tuple[int, ...], count: int, threads: int) -> None: ...
 def single_weight_fit(
     snapshots: _View,
@@ -160,8 +178,6 @@ def combine(
     out: int,
     out_stride: int,
     threads: int,
-    on_device: bool,
-    stream: int,
 ) -> None: ...
 def fold_moments(
     stream: _Stream, table: tuple[int, ...], n_blocks: int, until: int, threads: int
@@ -174,4 +190,101 @@ def moment_fit(
     options: _Options,
     arrays: tuple[int, ...],
     threads: int,
+) -> None: ...
+def cuda_failure() -> str: ...
+def cuda_snapshot_gram(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    plan: _Plan,
+    rows: int,
+    grams: int,
+    partials: int,
+    stream: int,
+) -> None: ...
+def cuda_combine(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    plan: _Plan,
+    dual: bool,
+    base: int,
+    value_offsets: int,
+    values: int,
+    n_horizons: int,
+    out: int,
+    out_stride: int,
+    stream: int,
+) -> None: ...
+def cuda_operator_fit_workspace(order: int) -> int: ...
+def cuda_operator_fit(
+    fits: tuple[bool, int, int, int, int, int, int, int, int, int],
+    options: _Options,
+    arrays: tuple[int, ...],
+    workspace: int,
+    teams: int,
+    stream: int,
+) -> None: ...
+def cuda_bound_spectra_workspace(most_rank: int) -> int: ...
+def cuda_bound_spectra(
+    arrays: tuple[int, ...],
+    rows: int,
+    count: int,
+    unstable: int,
+    most_rank: int,
+    workspace: int,
+    teams: int,
+    stream: int,
+) -> None: ...
+def cuda_operator_power_workspace(rank: int, n_horizons: int) -> int: ...
+def cuda_operator_power(
+    arrays: tuple[int, ...],
+    row_counts: int,
+    count: int,
+    dual: bool,
+    horizons: int,
+    n_horizons: int,
+    value_offsets: int,
+    values: int,
+    base: int,
+    most_rank: int,
+    workspace: int,
+    teams: int,
+    stream: int,
+) -> None: ...
+def cuda_snapshot_moments(
+    snapshots: _View,
+    table: tuple[int, ...],
+    blocks: int,
+    count: int,
+    increments: bool,
+    delays: int,
+    moment_offsets: int,
+    moments: int,
+    latest_offsets: int,
+    latest: int,
+    stream: int,
+) -> None: ...
+def cuda_fold_moments(
+    stream: _Stream, table: tuple[int, ...], n_blocks: int, until: int, on: int
+) -> None: ...
+def cuda_single_weight_fit(
+    snapshots: _View,
+    increments: bool,
+    ridge: float,
+    unstable: int,
+    squares: int,
+    factors: int,
+    stream: int,
+) -> None: ...
+def cuda_single_weight_predict(
+    snapshots: _View,
+    increments: bool,
+    squares: int,
+    factors: int,
+    horizons: int,
+    n_horizons: int,
+    out: int,
+    out_stride: int,
+    stream: int,
 ) -> None: ...

@@ -2,8 +2,8 @@
 """The only caller of the native module: checks, memory and device dispatch.
 
 Native code gets addresses and sizes; every array it reads or writes is a torch tensor made here, so
-torch's allocator, streams and thread count stay in charge. Small per-block algebra runs on the CPU.
-The two passes over the snapshots (`snapshot_gram`, `combine`) run where the snapshots are.
+torch's allocator, streams and thread count stay in charge. The passes over the snapshots run where
+these are: `_device.py` calls the CUDA kernels, `_torch_passes.py` stands in where they cannot run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _native
+from koopfast import _device, _native, _torch_passes
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE
 from koopfast.errors import ConfigError
@@ -40,7 +39,7 @@ _ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares":
 # Chosen of operator_fit.h.
 _CHOSEN = {"observables": 1, "delays": 2, "block_average": 4, "estimator": 8}
 # SnapshotRows of tensor_view.h.
-_ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
+ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
 # The most delays, and the highest rank, that a hindcast tries.
 _MOST_DELAYS, _MOST_RANK = 8, 64
 # Unstable of operator_fit.h.
@@ -124,9 +123,21 @@ class BlockTable:
         self._tensors = tuple(
             t.contiguous() for t in (offsets, partition.segment_starts, lengths, columns)
         )
+        self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
 
-    def to(self, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(t.to(device) for t in self._tensors)
+    def addresses(self, device: torch.device | None = None) -> tuple[int, ...]:
+        """As `BlockTable` of block_table.h, on the CPU or on a device; copied there once."""
+        if device is None or device.type == "cpu":
+            return tuple(t.data_ptr() for t in self._tensors)
+        if device not in self._copies:
+            self._copies[device] = tuple(t.to(device) for t in self._tensors)
+        return tuple(t.data_ptr() for t in self._copies[device])
+
+    def segments(self, block: int) -> list[tuple[int, int]]:
+        """(start, length) of a block's segments."""
+        offsets, starts, lengths, _ = self._tensors
+        own = slice(int(offsets[block]), int(offsets[block + 1]))
+        return list(zip(starts[own].tolist(), lengths[own].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -242,9 +253,9 @@ class FittedBlocks:
         return dataclasses.replace(
             self,
             capacity=rank,
-            vector_offsets=_starts(rank),
-            matrix_offsets=_starts(rank**2),
-            lift_offsets=_starts(lift_counts),
+            vector_offsets=starts(rank),
+            matrix_offsets=starts(rank**2),
+            lift_offsets=starts(lift_counts),
             operators=self.operators[matrices],
             start=self.start[vectors],
             lifts=self.lifts[ragged(self.lift_offsets, lift_counts)],
@@ -254,14 +265,14 @@ class FittedBlocks:
         )
 
 
-def _starts(counts: Tensor) -> Tensor:
+def starts(counts: Tensor) -> Tensor:
     """Where each of consecutive runs of these lengths begins."""
     return counts.cumsum(0) - counts
 
 
 def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
     """Indices of counts[b] entries from offsets[b] on, for one b after another."""
-    within = torch.arange(int(counts.sum())) - repeated(_starts(counts), counts)
+    within = torch.arange(int(counts.sum())) - repeated(starts(counts), counts)
     return repeated(offsets, counts) + within
 
 
@@ -317,45 +328,29 @@ def view(snapshots: Tensor) -> _View:
     return snapshots.data_ptr(), _DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
 
 
-def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(t.data_ptr() for t in tensors)
-
-
-def _native_device(snapshots: Tensor) -> torch.device | None:
-    """The device whose kernels read the snapshots in place; None for a host copy."""
-    if snapshots.device.type == "cpu" or (
-        snapshots.device.type == "cuda" and _native.cuda_compiled
-    ):
-        return snapshots.device
-    return None
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def _current(device: torch.device) -> AbstractContextManager[None]:
-    """Makes a CUDA device the current one, where its kernels are launched; nothing on the CPU."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def _in_place(snapshots: Tensor) -> bool:
+    """Whether the passes read the snapshots where they are; else from a copy on the host."""
+    return snapshots.device.type in ("cpu", "cuda")
 
 
 def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) -> Tensor:
     """Gram matrices of the blocks' rows, (len(blocks), m, m) float64 on their device."""
     device, m = snapshots.device, snapshots.shape[0]
-    grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device=device)
-    arrays, own = table.to(device), blocks.to(device)
-    with _current(device):
-        _native.snapshot_gram(
-            view(snapshots),
-            _addresses(arrays),
-            own.data_ptr(),
-            len(blocks),
-            _ROWS[rows],
-            grams.data_ptr(),
-            thread_count(),
-            device.type == "cuda",
-            _stream(device),
-        )
+    if _device.usable(device):
+        plan = _device.ChunkPlan.of(table.sizes, blocks, m, device)
+        return _device.snapshot_gram(snapshots, table, plan, ROWS[rows])
+    if device.type != "cpu":
+        return _torch_passes.snapshot_gram(snapshots, table, blocks, rows)
+    grams = torch.empty((len(blocks), m, m), dtype=torch.float64)
+    _native.snapshot_gram(
+        view(snapshots),
+        table.addresses(),
+        blocks.data_ptr(),
+        len(blocks),
+        ROWS[rows],
+        grams.data_ptr(),
+        thread_count(),
+    )
     return grams
 
 
@@ -379,17 +374,17 @@ def snapshot_svd(
     sigma = torch.empty((count, m), dtype=torch.float64)
     threads = thread_count()
     if method == "gram":
-        source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
+        source = snapshots if _in_place(snapshots) else snapshots.cpu()
         coordinates = snapshot_gram(source, table, blocks, rows=rows).cpu()
         return _gram_svd(coordinates, table, blocks, rows=rows), coordinates
-    host, arrays = snapshots.cpu(), table.to(torch.device("cpu"))
+    host = snapshots.cpu()
     coordinates = torch.empty((count, m, m), dtype=torch.float64)
     _native.snapshot_qr(
         view(host),
-        _addresses(arrays),
+        table.addresses(),
         blocks.data_ptr(),
         count,
-        _ROWS[rows],
+        ROWS[rows],
         coordinates.data_ptr(),
         sigma.data_ptr(),
         threads,
@@ -406,15 +401,20 @@ def _gram_svd(grams: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) ->
         sizes.data_ptr(),
         count,
         m,
-        _ROWS[rows],
+        ROWS[rows],
         sigma.data_ptr(),
         thread_count(),
     )
     return sigma
 
 
-def _unfitted(
-    dual: Tensor, rows: Tensor, capacity: Tensor, *, averaged: bool = False
+def unfitted(
+    dual: Tensor,
+    rows: Tensor,
+    capacity: Tensor,
+    *,
+    averaged: bool = False,
+    device: torch.device | str = "cpu",
 ) -> FittedBlocks:
     """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
     where snapshots may be averaged."""
@@ -422,33 +422,47 @@ def _unfitted(
     vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
     lifts = int((rows * capacity).sum())
     real, pairs = torch.float64, torch.complex128
+
+    def room(size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=device)
+
     return FittedBlocks(
-        dual=dual,
-        rows=rows,
-        capacity=capacity,
-        vector_offsets=_starts(capacity),
-        matrix_offsets=_starts(capacity**2),
-        lift_offsets=_starts(rows * capacity),
-        status=torch.empty(count, dtype=torch.int32),
-        rank=torch.zeros(count, dtype=torch.int64),
-        spectrum=torch.empty(count, dtype=torch.int32),
-        hindcast_error=torch.empty(count, dtype=real),
-        trusted_horizon=torch.empty(count, dtype=real),
-        increments=torch.empty(count, dtype=torch.int32),
-        delays=torch.empty(count, dtype=torch.int64),
-        block_average=torch.empty(count, dtype=torch.int64),
-        estimator=torch.empty(count, dtype=torch.int32),
-        origin_offsets=_starts(rows) if averaged else torch.zeros_like(rows),
-        singular_values=torch.empty(vectors, dtype=real),
-        singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))),
-        operators=torch.empty(matrices, dtype=real),
-        start=torch.empty(vectors, dtype=real),
-        lifts=torch.empty(lifts, dtype=real),
-        origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real),
-        eigenvalues=torch.empty(vectors, dtype=pairs),
-        eigenvectors=torch.empty(matrices, dtype=pairs),
-        amplitudes=torch.empty(vectors, dtype=pairs),
+        dual=dual.to(device),
+        rows=rows.to(device),
+        capacity=capacity.to(device),
+        vector_offsets=starts(capacity).to(device),
+        matrix_offsets=starts(capacity**2).to(device),
+        lift_offsets=starts(rows * capacity).to(device),
+        status=room(count, torch.int32),
+        rank=torch.zeros(count, dtype=torch.int64, device=device),
+        spectrum=room(count, torch.int32),
+        hindcast_error=room(count, real),
+        trusted_horizon=room(count, real),
+        increments=room(count, torch.int32),
+        delays=room(count, torch.int64),
+        block_average=room(count, torch.int64),
+        estimator=room(count, torch.int32),
+        origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
+        singular_values=room(vectors, real),
+        singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
+        operators=room(matrices, real),
+        start=room(vectors, real),
+        lifts=room(lifts, real),
+        origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real, device=device),
+        eigenvalues=room(vectors, pairs),
+        eigenvectors=room(matrices, pairs),
+        amplitudes=room(vectors, pairs),
     )
+
+
+def gram_batch(m: int) -> int:
+    """How many Gram matrices (m, m) there may be at a time."""
+    return max(1, _PASS_BYTES // (8 * m * m))
+
+
+def horizons_at_once(n: int) -> int:
+    """How many horizons of n weights one pass predicts."""
+    return max(1, _PASS_BYTES // (8 * n))
 
 
 def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
@@ -457,13 +471,13 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     dual = table.sizes > m
     rows = torch.where(dual, m, table.sizes)
     capacity = rank_capacity(options, m, table.sizes)
-    fitted = _unfitted(dual, rows, capacity, averaged=options.block_average != 1)
+    fitted = unfitted(dual, rows, capacity, averaged=options.block_average != 1)
     # Where a host copy is needed, it is made once, not again for every batch.
-    in_place = options.method == "gram" and _native_device(snapshots) is not None
+    in_place = options.method == "gram" and _in_place(snapshots)
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
     source = snapshots if in_place else host
     # Gram matrices of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
-    by_moments = _fits_from_moments(options)
+    by_moments = fits_from_moments(options)
     for blocks in dual_batches(torch.nonzero(dual).flatten(), m):
         if options.method == "gram":
             grams = snapshot_gram(source, table, blocks, rows=_rows_of(options)).cpu()
@@ -489,7 +503,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
 def dual_batches(blocks: Tensor, m: int) -> Sequence[Tensor]:
     """Blocks in batches whose Gram matrices, (m, m) each, fit into memory together."""
     # (Splitting nothing gives one empty batch: no launch is to see it.)
-    return torch.split(blocks, max(1, _PASS_BYTES // (8 * m * m))) if len(blocks) > 0 else ()
+    return torch.split(blocks, gram_batch(m)) if len(blocks) > 0 else ()
 
 
 def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
@@ -497,14 +511,14 @@ def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
     rows = torch.full_like(table.sizes, m)
     capacity = rank_capacity(options, m, table.sizes)
     averaged = options.block_average != 1
-    return _unfitted(torch.ones_like(rows, dtype=torch.bool), rows, capacity, averaged=averaged)
+    return unfitted(torch.ones_like(rows, dtype=torch.bool), rows, capacity, averaged=averaged)
 
 
 def observed_grams(
     snapshots: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions
 ) -> Tensor:
     """Gram matrices of what a fit observes, as :func:`fit_grams` takes them."""
-    source = snapshots if _native_device(snapshots) is not None else snapshots.cpu()
+    source = snapshots if _in_place(snapshots) else snapshots.cpu()
     return snapshot_gram(source, table, blocks, rows=_rows_of(options)).cpu()
 
 
@@ -513,7 +527,7 @@ def fit_grams(
 ) -> None:
     """Fit dual blocks from their Gram matrices (len(blocks), m, m), which may be overwritten."""
     m = grams.shape[1]
-    if _fits_from_moments(options) and m <= _MOST_LANE_ORDER:
+    if fits_from_moments(options) and m <= _MOST_LANE_ORDER:
         _fit_grams(grams, table, blocks, options, fitted)
         return
     _gram_svd(grams, table, blocks, rows=_rows_of(options))
@@ -522,7 +536,7 @@ def fit_grams(
     _fit_blocks(shape, table, blocks, True, grams, options, fitted)
 
 
-def _fits_from_moments(options: FitOptions) -> bool:
+def fits_from_moments(options: FitOptions) -> bool:
     """Whether second moments are enough: `fits_from_moments` of operator_lanes.h."""
     return (
         options.method == "gram"
@@ -555,11 +569,10 @@ def _fit_primal(
     host: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions, fitted: FittedBlocks
 ) -> None:
     """Fit some primal blocks from the second moments of their snapshots."""
-    arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit_primal(
         view(host),
-        _addresses(arrays),
+        table.addresses(),
         blocks.data_ptr(),
         len(blocks),
         packed_options(options),
@@ -579,11 +592,10 @@ def _fit_blocks(
     fitted: FittedBlocks,
 ) -> None:
     """Fit some blocks of one form. The dual form reads the `m` of `source` alone."""
-    arrays = table.to(torch.device("cpu"))
     own, addresses = fitted.selected(blocks)
     _native.operator_fit(
         source,
-        _addresses(arrays),
+        table.addresses(),
         blocks.data_ptr(),
         len(blocks),
         dual,
@@ -597,7 +609,7 @@ def _fit_blocks(
 
 @dataclass(frozen=True)
 class Moments:
-    """What was summed of every block, as `MomentStream` of moment_stream.h says; on the host."""
+    """What was summed of every block, as `MomentStream` of moment_stream.h says."""
 
     lag_offsets: Tensor  # int64 (n_blocks,)
     sum_offsets: Tensor  # int64 (n_blocks,)
@@ -605,19 +617,29 @@ class Moments:
     sums: Tensor  # float64, n_b a block for states, else empty
 
     @classmethod
-    def zeros(cls, table: BlockTable, options: FitOptions) -> Moments:
+    def zeros(
+        cls, table: BlockTable, options: FitOptions, device: torch.device | str = "cpu"
+    ) -> Moments:
         squares, real = (int(options.delays) + 1) * table.sizes**2, torch.float64
+        count = 0 if options.increments else int(table.sizes.sum())
         return cls(
-            lag_offsets=_starts(squares),
-            sum_offsets=_starts(table.sizes),
-            lags=torch.zeros(int(squares.sum()), dtype=real),
-            sums=torch.zeros(0 if options.increments else int(table.sizes.sum()), dtype=real),
+            lag_offsets=starts(squares).to(device),
+            sum_offsets=starts(table.sizes).to(device),
+            lags=torch.zeros(int(squares.sum()), dtype=real, device=device),
+            sums=torch.zeros(count, dtype=real, device=device),
         )
+
+    def cpu(self) -> Moments:
+        """The same on the host."""
+        return Moments(*(t.cpu() for t in self._tensors))
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.lag_offsets, self.sum_offsets, self.lags, self.sums)
-        return sum(t.nbytes for t in tensors)
+        return sum(t.nbytes for t in self._tensors)
+
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.lag_offsets, self.sum_offsets, self.lags, self.sums
 
 
 @dataclass(frozen=True)
@@ -652,11 +674,17 @@ class MomentStream:
 
 def fold_moments(stream: MomentStream, table: BlockTable, until: int) -> None:
     """Add the recent snapshots' observables below ``until`` to the moments."""
-    arrays = table.to(torch.device("cpu"))
     owner, addresses = stream.addresses(table)
+    device = stream.recent.device
+    if _device.usable(device):
+        with _device.current(device):
+            _device.native.cuda_fold_moments(
+                addresses, table.addresses(device), len(table.sizes), until, _device.stream(device)
+            )
+        return
     # Threads cost more to wake than a small network's moments take.
     threads = thread_count() if owner.lags.numel() > _LAGS_OF_ONE_THREAD else 1
-    _native.fold_moments(addresses, _addresses(arrays), len(table.sizes), until, threads)
+    _native.fold_moments(addresses, table.addresses(), len(table.sizes), until, threads)
 
 
 def moment_fit(
@@ -667,14 +695,14 @@ def moment_fit(
     ``rank="auto"`` predicts the latest ``tail`` observables from those before them.
     """
     capacity = rank_capacity(options, m, table.sizes)
-    fitted = _unfitted(torch.zeros(len(capacity), dtype=torch.bool), table.sizes, capacity)
-    arrays, blocks = table.to(torch.device("cpu")), torch.arange(len(capacity))
+    fitted = unfitted(torch.zeros(len(capacity), dtype=torch.bool), table.sizes, capacity)
+    blocks = torch.arange(len(capacity))
     own, addresses = fitted.selected(blocks)
     # `owner` must outlive the call: it owns the memory behind the addresses.
     owner, stream_addresses = stream.addresses(table)
     _native.moment_fit(
         stream_addresses,
-        _addresses(arrays),
+        table.addresses(),
         len(blocks),
         tail,
         packed_options(options),
@@ -692,7 +720,7 @@ def operator_power(
     """Values, their offsets a block, and the bases (len(blocks), k), as operator_power.h says."""
     k = len(horizons)
     rows = fitted.rows[blocks]
-    value_offsets = _starts(rows * k)
+    value_offsets = starts(rows * k)
     values = torch.empty(int(rows.sum()) * k, dtype=torch.float64)
     base = torch.empty((len(blocks), k), dtype=torch.float64)
     # `own` must outlive the call: it owns the memory behind the addresses.
@@ -721,8 +749,7 @@ def predict(
     out: Tensor,
 ) -> None:
     """Write the weights at each horizon (recorded intervals) to the rows of ``out`` (k, n)."""
-    device = _native_device(snapshots)
-    if device is None:
+    if not _in_place(snapshots):
         host = torch.empty(out.shape, dtype=out.dtype)
         predict(snapshots.cpu(), table, fitted, horizons, host)
         out.copy_(host)
@@ -730,7 +757,7 @@ def predict(
     # Infinity is no integer; the mean of a group lies between its snapshots.
     if not all(h.is_integer() for h in horizons) or bool((fitted.block_average > 1).any()):
         fitted = fitted.with_spectrum
-    step = max(1, _PASS_BYTES // (8 * out.shape[1]))
+    step = horizons_at_once(out.shape[1])
     for first in range(0, len(horizons), step):
         some = torch.tensor(horizons[first : first + step], dtype=torch.float64)
         for form in (True, False):
@@ -753,8 +780,7 @@ def predict_cells(
 
     ``block`` (n_cells,) says whose part each is.
     """
-    device = _native_device(snapshots)
-    if device is None:
+    if not _in_place(snapshots):
         host = torch.empty(out.shape, dtype=out.dtype)
         predict_cells(snapshots.cpu(), cells, block, fitted, horizons, host)
         out.copy_(host)
@@ -781,26 +807,28 @@ def _combine(
     out: Tensor,
 ) -> None:
     device = snapshots.device
-    arrays = table.to(device)
-    own = blocks.to(device)
-    values, value_offsets, base = (t.to(device) for t in powers)
-    with _current(device):
-        _native.combine(
-            view(snapshots),
-            _addresses(arrays),
-            own.data_ptr(),
-            len(blocks),
-            dual,
-            base.data_ptr(),
-            value_offsets.data_ptr(),
-            values.data_ptr(),
-            base.shape[1],
-            out.data_ptr(),
-            max(out.shape[1], out.stride(0)),
-            thread_count(),
-            device.type == "cuda",
-            _stream(device),
-        )
+    if _device.usable(device):
+        plan = _device.ChunkPlan.of(table.sizes, blocks, snapshots.shape[0], device)
+        values, value_offsets, base = powers
+        on_device = (values.to(device), value_offsets.to(device), base.to(device))
+        return _device.combine(snapshots, table, plan, dual, on_device, out)
+    if device.type != "cpu":
+        return _torch_passes.combine(snapshots, table, blocks, dual, powers, out)
+    values, value_offsets, base = powers
+    return _native.combine(
+        view(snapshots),
+        table.addresses(),
+        blocks.data_ptr(),
+        len(blocks),
+        dual,
+        base.data_ptr(),
+        value_offsets.data_ptr(),
+        values.data_ptr(),
+        base.shape[1],
+        out.data_ptr(),
+        max(out.shape[1], out.stride(0)),
+        thread_count(),
+    )
 
 
 def check_horizons(horizons: ArrayLike) -> list[float]:

@@ -15,17 +15,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from koopfast import _native, _ops
+from koopfast import _device, _native, _ops
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
 from koopfast.partition import Partition
 
 
 def fits(snapshots: Tensor, partition: Partition, options: FitOptions) -> bool:
-    """Whether these blocks can be fitted so: least squares of single weights on the CPU."""
+    """Whether these blocks can be fitted so: least squares of single weights."""
     return (
         partition.n_blocks == partition.n
-        and snapshots.device.type == "cpu"
+        and (snapshots.device.type == "cpu" or _device.usable(snapshots.device))
         and options.method == "gram"
         and options.delays == 1
         and options.block_average == 1
@@ -43,29 +43,34 @@ class SingleWeights:
     partition: Partition
     increments: bool
     estimator: int  # of operator_fit.h
-    squares: Tensor  # float64 (n,), by weight: the sum of o_t^2 over the pairs
-    factors: Tensor  # float64 (n,), by weight
+    squares: Tensor  # float64 (n,), by weight: the sum of o_t^2 over the pairs; with the snapshots
+    factors: Tensor  # float64 (n,), by weight, likewise
 
     @classmethod
     def fit(cls, snapshots: Tensor, partition: Partition, options: FitOptions) -> SingleWeights:
-        n = snapshots.shape[1]
-        squares, factors = (torch.empty(n, dtype=torch.float64) for _ in range(2))
-        _native.single_weight_fit(
+        n, device = snapshots.shape[1], snapshots.device
+        squares, factors = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(2))
+        arguments = (
             _ops.view(snapshots),
             options.increments,
             options.ridge,
             _ops.UNSTABLE[options.unstable],
             squares.data_ptr(),
             factors.data_ptr(),
-            _ops.thread_count(),
         )
+        if _device.usable(device):
+            with _device.current(device):
+                _device.native.cuda_single_weight_fit(*arguments, _device.stream(device))
+        else:
+            _native.single_weight_fit(*arguments, _ops.thread_count())
         code = _ops.estimator_code(options)
         return cls(snapshots, partition, options.increments, code, squares, factors)
 
     def predict(self, horizons: Sequence[float], out: Tensor) -> None:
         """Write the weights at each horizon (recorded intervals) to the rows of ``out`` (k, n)."""
-        wanted = torch.tensor(horizons, dtype=torch.float64)
-        _native.single_weight_predict(
+        device = self.snapshots.device
+        wanted = torch.tensor(horizons, dtype=torch.float64, device=device)
+        arguments = (
             _ops.view(self.snapshots),
             self.increments,
             self.squares.data_ptr(),
@@ -74,15 +79,19 @@ class SingleWeights:
             len(wanted),
             out.data_ptr(),
             max(out.shape[1], out.stride(0)),
-            _ops.thread_count(),
         )
+        if _device.usable(device):
+            with _device.current(device):
+                _device.native.cuda_single_weight_predict(*arguments, _device.stream(device))
+        else:
+            _native.single_weight_predict(*arguments, _ops.thread_count())
 
     @cached_property
     def status(self) -> Tensor:
         """int32 (n_blocks,)"""
-        squares = self._by_block(self.squares)
-        still = torch.where(squares == 0, STILL, OK)
-        return torch.where(squares.isfinite(), still, NON_FINITE).to(torch.int32)
+        still = torch.where(self.squares == 0, STILL, OK)
+        status = torch.where(self.squares.isfinite(), still, NON_FINITE).to(torch.int32)
+        return self._by_block(status)
 
     @cached_property
     def rank(self) -> Tensor:
@@ -140,4 +149,4 @@ class SingleWeights:
         )
 
     def _by_block(self, by_weight: Tensor) -> Tensor:
-        return by_weight[self.partition.segment_starts]
+        return by_weight.cpu()[self.partition.segment_starts]

@@ -42,7 +42,9 @@ def new_buffer(
     # A stride that sets itself may come to average, which takes a row more.
     stride = 2 if adaptive else config.first_stride
     average = adaptive or config.average is True
-    buffer = SnapshotBuffer(parameters, window, stride=stride, average=average)
+    buffer = SnapshotBuffer(
+        parameters, window, stride=stride, average=average, offload=config.offload
+    )
     needed, most = buffer.nbytes_needed, config.max_bytes
     if most is not None and needed > most:
         row = parameters.n * parameters.dtype.itemsize

@@ -96,6 +96,8 @@ class KoopmanConfig(FitOptions):
             slow or a network so small that the bound is reached. Only where the stride sets
             itself.
         max_bytes: most bytes that the snapshots of a window may take; None for no limit.
+        offload: keep the snapshots of a model on a CUDA device in pinned host memory, and fit
+            there; they are copied while training goes on.
 
     Raises:
         ConfigError: a field has a value that cannot work; the message names it.
@@ -120,6 +122,7 @@ class KoopmanConfig(FitOptions):
     optimizer_state: Literal["auto", "keep", "reset"] = "auto"
     overhead: float | None = 0.05
     max_bytes: int | None = None
+    offload: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,6 +145,12 @@ class KoopmanConfig(FitOptions):
                 )
         if not isinstance(self.streaming, bool):
             raise ConfigError(f"streaming: expected True or False, got {self.streaming!r}")
+        if not isinstance(self.offload, bool):
+            raise ConfigError(f"offload: expected True or False, got {self.offload!r}")
+        if self.streaming and self.offload:
+            raise ConfigError(
+                "offload: with streaming=True no snapshots are kept, got True; leave out one"
+            )
         if self.streaming:
             self.check_given("with streaming=True")
         if self.streaming and self.method != "gram":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from koopfast import _ops
+from koopfast import _device, _ops
 from koopfast._checks import whole
 from koopfast._options import FitOptions
 from koopfast.errors import CheckpointError, ConfigError
@@ -240,7 +240,7 @@ class MomentBuffer:
             )
         pairs = self.count - options.increments - self.delays
         tail = min(self.held_out, max(1, pairs // 3)) if pairs >= 3 else 0
-        fitted = _ops.moment_fit(self._stream(), self._table, options, self.count, tail)
+        fitted = _ops.moment_fit(self._stream("cpu"), self._table, options, self.count, tail)
         last = self._recent.snapshots[-1:].clone()
         return KoopmanOperator(
             last, self.partition, self._table, fitted, observables=self.observables, m=self.count
@@ -326,12 +326,20 @@ class MomentBuffer:
             "Partition.weight), a SnapshotBuffer, or a larger max_bytes"
         )
 
-    def _stream(self) -> _ops.MomentStream:
-        recent = self._recent.snapshots.cpu()
-        head = recent[: self.delays + 1] if self._head is None else self._head
+    @property
+    def _place(self) -> torch.device:
+        """Where moments are summed: on the parameters' device, if the kernels run there."""
+        device = self.vector.device
+        return device if _device.usable(device) else torch.device("cpu")
+
+    def _stream(self, device: torch.device | str) -> _ops.MomentStream:
+        recent, moments = self._recent.snapshots.to(device), self._moments
+        head = recent[: self.delays + 1] if self._head is None else self._head.to(device)
+        if moments is not None and recent.device != moments.lags.device:
+            moments = moments.cpu()
         # Dropped are the snapshots before observable folded - q.
         folded = self._dropped + self.delays if self._dropped > 0 else 0
-        return _ops.MomentStream(head, recent, folded, self._options, self._moments)
+        return _ops.MomentStream(head, recent, folded, self._options, moments)
 
     def _fold(self) -> None:
         """Add the older of the recent snapshots to the moments, and drop them."""
@@ -339,9 +347,9 @@ class MomentBuffer:
         oldest = until - self.delays
         try:
             if self._moments is None:
-                self._moments = _ops.Moments.zeros(self._table, self._options)
-                self._head = self._recent.snapshots[: self.delays + 1].cpu().clone()
-            _ops.fold_moments(self._stream(), self._table, until)
+                self._moments = _ops.Moments.zeros(self._table, self._options, self._place)
+                self._head = self._recent.snapshots[: self.delays + 1].to(self._place, copy=True)
+            _ops.fold_moments(self._stream(self._place), self._table, until)
             self._recent.drop_oldest(oldest - self._dropped)
             self._dropped = oldest
         except BaseException:
@@ -356,9 +364,10 @@ class MomentBuffer:
         expected: tuple[tuple[int, ...], ...] = ()
         if dropped == 0 and all(part is None for part in parts):
             return None, None
-        moments = _ops.Moments.zeros(self._table, self._options)
+        moments = _ops.Moments.zeros(self._table, self._options, self._place)
+        shape = (self.delays + 1, self.vector.n)
         own = (
-            torch.empty(self.delays + 1, self.vector.n, dtype=self.vector.dtype),
+            torch.empty(shape, dtype=self.vector.dtype, device=self._place),
             moments.lags,
             moments.sums,
         )

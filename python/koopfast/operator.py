@@ -12,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _complex, _ops, _single_weights, _spectrum
+from koopfast import _complex, _device_fit, _ops, _single_weights, _spectrum
+from koopfast._device_fit import DeviceBlocks
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
 from koopfast._single_weights import SingleWeights
@@ -66,7 +67,7 @@ class KoopmanOperator:
         snapshots: Tensor,
         partition: Partition,
         table: _ops.BlockTable | None,
-        fitted: SingleWeights | _ops.FittedBlocks,
+        fitted: SingleWeights | DeviceBlocks | _ops.FittedBlocks,
         *,
         observables: str,
         m: int,
@@ -106,19 +107,26 @@ class KoopmanOperator:
 
     @property
     def _fitted(self) -> _ops.FittedBlocks:
-        return self._fit.blocks if isinstance(self._fit, SingleWeights) else self._fit
+        return self._fit if isinstance(self._fit, _ops.FittedBlocks) else self._fit.blocks
 
     @property
     def coefficients(self) -> dict[str, Tensor]:
         """All that was fitted, by name: with the snapshots it makes the predictions."""
-        values = {f.name: getattr(self._fit, f.name) for f in dataclasses.fields(self._fit)}
+        fit = self._fit.fitted if isinstance(self._fit, DeviceBlocks) else self._fit
+        values = {f.name: getattr(fit, f.name) for f in dataclasses.fields(fit)}
         values.pop("snapshots", None)
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @coefficients.setter
     def coefficients(self, values: dict[str, Tensor]) -> None:
         fields: dict[str, Any] = dict(values)
-        self._fit = dataclasses.replace(self._fit, **fields)
+        if isinstance(self._fit, DeviceBlocks):
+            device = self._snapshots.device
+            moved: dict[str, Any] = {name: value.to(device) for name, value in fields.items()}
+            fitted = dataclasses.replace(self._fit.fitted, **moved)
+            self._fit = dataclasses.replace(self._fit, fitted=fitted)
+        else:
+            self._fit = dataclasses.replace(self._fit, **fields)
 
     @classmethod
     def fit(
@@ -260,14 +268,16 @@ class KoopmanOperator:
                 f"states, got {m}"
             )
         table: _ops.BlockTable | None = None
-        fitted: SingleWeights | _ops.FittedBlocks
+        fitted: SingleWeights | DeviceBlocks | _ops.FittedBlocks
         if states.is_complex():
             fitted = _complex.operator_fit(states, partition, options)
         elif _single_weights.fits(states, partition, options):
             fitted = SingleWeights.fit(states, partition, options)
         else:
             table = _ops.BlockTable(partition)
-            fitted = _ops.operator_fit(states, table, options)
+            on_device = _device_fit.fits(states, table, options)
+            fit = DeviceBlocks.fit if on_device else _ops.operator_fit
+            fitted = fit(states, table, options)
         return cls(states, partition, table, fitted, observables=options.observables, m=m)
 
     def predict(self, horizons: ArrayLike, *, out: Tensor | None = None) -> Tensor:
@@ -310,7 +320,7 @@ class KoopmanOperator:
     def _write(self, wanted: list[float], out: Tensor) -> None:
         """The weights at horizons in recorded intervals, to the rows of ``out``."""
         like = self._snapshots
-        if isinstance(self._fit, SingleWeights):
+        if not isinstance(self._fit, _ops.FittedBlocks):
             self._fit.predict(wanted, out)
         elif like.is_complex():
             _complex.predict(

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from koopfast import _offload
 from koopfast._checks import whole
-from koopfast.errors import CheckpointError
+from koopfast.errors import CheckpointError, ConfigError
 from koopfast.parameters import ParameterVector, as_named
 
 __all__ = ["SnapshotBuffer"]
@@ -18,6 +20,8 @@ __all__ = ["SnapshotBuffer"]
 # Views of a row cost about a microsecond and half a kilobyte each. They are kept from window to
 # window up to this many (32 snapshots of 2,000 parameters), and made anew each time beyond.
 _MOST_VIEWS = 65_536
+# Rows on a GPU begin at multiples of this many bytes, where its widest loads are aligned.
+_ROW_BYTES = 128
 
 
 class SnapshotBuffer:
@@ -28,8 +32,16 @@ class SnapshotBuffer:
     calls. When all rows are stored, further calls change nothing until :meth:`clear`. Values that
     are not finite are recorded as they are; the fit reports them.
 
-    Memory is allocated at the first call, ``capacity * n`` numbers of the dtype that the
-    parameters' dtypes promote to, on their device, and kept until the buffer goes.
+    Memory is allocated at the first call, or by :meth:`reserve`: ``capacity * n`` numbers of the
+    dtype that the parameters' dtypes promote to, on their device, kept until the buffer goes.
+    ``nbytes_needed`` says beforehand how much that is.
+
+    On a CUDA device recording is a few copies on the current stream, and the host waits for none.
+    With ``offload=True`` the rows lie in pinned host memory: each is copied there by a stream of
+    its own while training goes on, and two rows' worth of memory on the device stage them.
+    A recording can be captured in a CUDA graph, after :meth:`reserve`: what is captured is the
+    copy into the row that is due then, and the count goes on once. A graph of a whole window
+    records it anew at each replay; one that holds a single step stores that row again.
 
     Args:
         parameters: what to record: a model (its trainable parameters), a
@@ -38,10 +50,12 @@ class SnapshotBuffer:
         capacity: how many snapshots there is room for, at least 2.
         stride: optimizer steps from one snapshot to the next.
         average: store means instead of momentary values.
+        offload: keep the rows of parameters on a CUDA device in host memory. Parameters on the CPU
+            are there already.
 
     Attributes:
         vector: the parameters that are recorded.
-        capacity: as given.
+        capacity, offload: as given.
         stride, average: as given, or as :meth:`clear` changed them.
 
     Raises:
@@ -63,6 +77,8 @@ class SnapshotBuffer:
         capacity: int,
         stride: int = 1,
         average: bool = False,
+        *,
+        offload: bool = False,
     ) -> None:
         self.capacity = whole("capacity", capacity, 2, " snapshots (a fit pairs two)")
         self.stride = whole("stride", stride, 1)
@@ -74,7 +90,9 @@ class SnapshotBuffer:
         )
         self._count = 0
         self._phase = 0  # calls since the last row was stored
+        self.offload = bool(offload)
         self._rows: Tensor | None = None
+        self._offloaded: _offload.OffloadedRows | None = None
         self._views: dict[int, list[Tensor]] = {}  # row -> its views
         self._sum: Tensor | None = None  # of the calls since then, where they are averaged
         self._sum_views: list[Tensor] = []
@@ -104,8 +122,11 @@ class SnapshotBuffer:
     @property
     def snapshots(self) -> Tensor:
         """The rows stored so far, (count, n), oldest first: a view, overwritten after a clear."""
+        if self._offloaded is not None:
+            return self._offloaded.finished()[: self._count]
         if self._rows is None:
-            return torch.empty(0, self.vector.n, dtype=self.vector.dtype, device=self.vector.device)
+            device = "cpu" if self._sends else self.vector.device
+            return torch.empty(0, self.vector.n, dtype=self.vector.dtype, device=device)
         return self._rows[: self._count]
 
     @property
@@ -126,13 +147,22 @@ class SnapshotBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for rows and running sum: 0 before the first call of :meth:`record`."""
-        return sum(t.nbytes for t in (self._rows, self._sum) if t is not None)
+        rows = 0 if self._rows is None else self._rows.untyped_storage().nbytes()
+        offloaded = 0 if self._offloaded is None else self._offloaded.nbytes
+        return rows + offloaded + (0 if self._sum is None else self._sum.nbytes)
 
     @property
     def nbytes_needed(self) -> int:
-        """Bytes that rows and running sum take once they are allocated."""
+        """Bytes that rows and running sum take once they are allocated, wherever they are."""
+        host = self.capacity * self.vector.n * self.vector.dtype.itemsize if self._sends else 0
+        return host + self.device_bytes_needed
+
+    @property
+    def device_bytes_needed(self) -> int:
+        """As :attr:`nbytes_needed`, what is on the parameters' device."""
         sums = self._sum_dtype().itemsize if self.average and self.stride > 1 else 0
-        return self.vector.n * (self.capacity * self.vector.dtype.itemsize + sums)
+        rows = 2 * self.vector.n if self._sends else self.capacity * self._row_length
+        return rows * self.vector.dtype.itemsize + sums * self.vector.n
 
     @property
     def steps_left(self) -> int:
@@ -149,7 +179,7 @@ class SnapshotBuffer:
         Raises:
             MemoryError: as :meth:`record`.
         """
-        rows = self._allocated()
+        rows = self._sender().finished() if self._sends else self._allocated()
         if sums or (self.average and self.stride > 1):
             self._running_sum()
         return rows, self._sum
@@ -168,12 +198,12 @@ class SnapshotBuffer:
 
     def drop_oldest(self, count: int) -> None:
         """Forget the first ``count`` rows; the others move up."""
-        kept = self._count - count
-        if self._rows is not None and count > 0:
+        kept, rows = self._count - count, self.snapshots
+        if count > 0:
             # Piece by piece: source and destination of one copy must not overlap.
             for first in range(0, kept, count):
                 end = min(first + count, kept)
-                self._rows[first:end].copy_(self._rows[first + count : end + count])
+                rows[first:end].copy_(rows[first + count : end + count])
         self._count = kept
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,7 +233,8 @@ class SnapshotBuffer:
         rows, total, phase = self._checked(state)
         self._count = 0
         if rows.shape[0] > 0:
-            self._allocated()[: rows.shape[0]].copy_(rows)
+            own = self._sender().finished() if self._sends else self._allocated()
+            own[: rows.shape[0]].copy_(rows)
         if total is not None:
             self._running_sum().copy_(total)
         self._phase = phase
@@ -218,14 +249,29 @@ class SnapshotBuffer:
             f"stride={self.stride}, average={self.average}, {self.vector.dtype})"
         )
 
+    @property
+    def _sends(self) -> bool:
+        """Whether rows go to the host."""
+        return self.offload and self.vector.device.type == "cuda"
+
     def _store_state(self) -> None:
         self.vector.check_unchanged()
-        self.vector.read_into_views(self._row_views())
+        if self._sends:
+            rows = self._sender()
+            self.vector.read_into(rows.stage)
+            rows.send(self._count)
+        else:
+            self.vector.read_into_views(self._row_views())
 
     def _store_mean(self) -> None:
         total = self._running_sum()
         with torch.no_grad():
-            torch.div(total, self.stride, out=self._allocated()[self._count])
+            if self._sends:
+                rows = self._sender()
+                torch.div(total, self.stride, out=rows.stage)
+                rows.send(self._count)
+            else:
+                torch.div(total, self.stride, out=self._allocated()[self._count])
 
     def _add(self, first: bool) -> None:
         self.vector.check_unchanged()
@@ -247,8 +293,26 @@ class SnapshotBuffer:
 
     def _allocated(self) -> Tensor:
         if self._rows is None:
-            self._rows = self._room((self.capacity, self.vector.n), self.vector.dtype)
+            shape = (self.capacity, self._row_length)
+            self._rows = self._room(shape, self.vector.dtype)[:, : self.vector.n]
         return self._rows
+
+    @property
+    def _row_length(self) -> int:
+        """Numbers from one row to the next."""
+        if self.vector.device.type != "cuda":
+            return self.vector.n
+        whole_lines = -(-self.vector.n * self.vector.dtype.itemsize // _ROW_BYTES)
+        return whole_lines * _ROW_BYTES // self.vector.dtype.itemsize
+
+    def _sender(self) -> _offload.OffloadedRows:
+        if self._offloaded is None:
+            vector = self.vector
+            with self._stating_room():
+                self._offloaded = _offload.OffloadedRows(
+                    self.capacity, vector.n, vector.dtype, vector.device
+                )
+        return self._offloaded
 
     def _running_sum(self) -> Tensor:
         if self._sum is None:
@@ -263,8 +327,19 @@ class SnapshotBuffer:
         return torch.promote_types(self.vector.dtype, torch.float32)
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        try:
+        with self._stating_room():
             return torch.empty(shape, dtype=dtype, device=self.vector.device)
+
+    @contextmanager
+    def _stating_room(self) -> Iterator[None]:
+        """Says how much memory is missing, or that a capture must not allocate it."""
+        if self.vector.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise ConfigError(
+                "snapshots: expected memory that was allocated before a CUDA graph is captured, "
+                "got none; call reserve() first"
+            )
+        try:
+            yield
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
             raise MemoryError(
                 f"snapshots: expected room for {self.nbytes_needed} bytes ({self.capacity} "

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+# Builds koopfast for this machine's GPU, checks it and times it, in one call and without network:
+#   bash bench/gpu_report.sh [folder for the results]
+# Needed: Python with torch and numpy, nvcc, CMake, ninja, pybind11, scikit-build-core, and Eigen's
+# headers in KOOPFAST_EIGEN_DIR (default build/eigen, which `make eigen` fills where there is one).
+# Writes gpu_report.json, resources.txt and tests.txt. KOOPFAST_REPORT_DEVICE=cpu tries the script
+# where there is no GPU, with small sizes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+out=$(realpath -m "${1:-out/gpu}")
+python=${PYTHON:-python3}
+device=${KOOPFAST_REPORT_DEVICE:-cuda}
+eigen=$(realpath -m "${KOOPFAST_EIGEN_DIR:-build/eigen}")
+site=$PWD/build/gpu/site
+mkdir -p "$out"
+[[ -e $eigen/Eigen/Core ]] || { echo "gpu_report.sh: no Eigen/Core in $eigen: run 'make eigen' first" >&2; exit 2; }
+
+cuda=ON small=()
+if [[ $device == cpu ]]; then
+  cuda=OFF small=(--small --repeats 3)
+else
+  export KOOPFAST_REQUIRE_CUDA=1
+  arch=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+  export CUDAARCHS=${CUDAARCHS:-$arch-real}
+fi
+
+echo "==== build (CUDA $cuda ${CUDAARCHS:-})"
+start=$SECONDS
+rm -rf "$site"
+"$python" -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --no-index \
+  --target "$site" -C build-dir=build/gpu/cmake -C cmake.define.KOOPFAST_CUDA=$cuda \
+  -C cmake.define.KOOPFAST_EIGEN_DIR="$eigen" -C cmake.define.KOOPFAST_WERROR=ON .
+echo "built in $((SECONDS - start)) s"
+export PYTHONPATH=$site:$PWD/bench PYTHONDONTWRITEBYTECODE=1
+"$python" -c "import koopfast; print(koopfast.build_info())"
+
+if [[ $device == cuda ]]; then
+  echo "==== registers and spills"
+  "$python" bench/cuda_resources.py "${CUDAARCHS%-real}" | tee "$out/resources.txt"
+  echo "==== tests on the device"
+  if "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
+    "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py tests/test_cuda_kernels.py \
+      tests/test_snapshot_svd.py tests/test_operator_power.py 2>&1 | tee "$out/tests.txt" | tail -15
+  else
+    echo "no pytest here: only the checks of the report" | tee "$out/tests.txt"
+  fi
+  if command -v compute-sanitizer >/dev/null; then
+    echo "==== compute-sanitizer"
+    PYTHON=$python bash tests/sanitize_gpu.sh 2>&1 | tee "$out/sanitizer.txt" | tail -12 || true
+  fi
+fi
+
+echo "==== report"
+"$python" bench/gpu_report.py --device "$device" "${small[@]}" --out "$out/gpu_report.json"
