@@ -26,7 +26,7 @@ CXX_FILES = $(shell find cpp cuda tests/cpp -name '*.cpp' -o -name '*.h' -o -nam
 # The source tree must never stand in for the installed package.
 unexport PYTHONPATH
 
-.PHONY: help install demo reproduce test soak docs bench big acceleration sanitize lint lint-python lint-types lint-stubs lint-cpp format clean distclean
+.PHONY: help install demo reproduce test soak docs bench big acceleration sanitize sanitize-gpu gpu-report cuda-resources eigen lint lint-python lint-types lint-stubs lint-cpp format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -65,6 +65,19 @@ big: $(INSTALLED) ## fit and predict 10^8 weights x 32 snapshots: needs 15 GB of
 sanitize: $(INSTALLED) ## native tests under the address, undefined-behaviour and thread sanitizers
 	BIN=$(BIN) tests/sanitize.sh address
 	BIN=$(BIN) tests/sanitize.sh thread
+
+sanitize-gpu: $(INSTALLED) ## device tests under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
+	PYTHON=$(BIN)/python bash tests/sanitize_gpu.sh
+
+gpu-report: eigen ## build, check and time everything on this machine's GPU: out/gpu/gpu_report.json
+	bash bench/gpu_report.sh
+
+cuda-resources: ## registers and spills of every CUDA kernel, for all architectures
+	$(PYTHON) bench/cuda_resources.py
+
+eigen: $(TOOLS) ## Eigen's headers to build/eigen, for builds without network
+	mkdir -p build/eigen
+	cp -r "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cmeel.prefix/include/eigen3/Eigen" build/eigen/
 
 lint: lint-python lint-types lint-stubs lint-cpp ## every static check
 	$(BIN)/pre-commit validate-config

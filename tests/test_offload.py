@@ -69,9 +69,6 @@ def streams(monkeypatch):
             assert non_blocking
             on[-1].put(lambda: self.row.copy_(source))
 
-    class Rows(list):
-        nbytes = 0
-
     empty = torch.empty
 
     def pinned(*size, pin_memory=False, **options):
@@ -86,6 +83,7 @@ def streams(monkeypatch):
             return Row(self.rows[key]) if isinstance(key, int) else self.rows[key]
 
     monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", stream)
@@ -151,6 +149,13 @@ def test_on_the_cpu_offloading_changes_nothing(average, device):
         assert torch.equal(same, offloaded)
     else:  # fitted on the host, and so rounded otherwise
         assert torch.allclose(same, offloaded, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_that_are_sent_cannot_be_captured(streams, monkeypatch):
+    monkeypatch.setattr(SnapshotBuffer, "_sends", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ConfigError, match="between its replays"):
+        SnapshotBuffer([nn.Parameter(torch.zeros(4))], capacity=3, offload=True).record()
 
 
 def test_memory_is_stated_before_it_is_taken_and_reserved_at_once():

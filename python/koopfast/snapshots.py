@@ -257,6 +257,11 @@ class SnapshotBuffer:
     def _store_state(self) -> None:
         self.vector.check_unchanged()
         if self._sends:
+            if torch.cuda.is_current_stream_capturing():
+                raise ConfigError(
+                    "offload: rows that are sent to the host cannot be captured in a CUDA graph; "
+                    "record them between its replays"
+                )
             rows = self._sender()
             self.vector.read_into(rows.stage)
             rows.send(self._count)
