@@ -195,10 +195,11 @@ __global__ void __launch_bounds__(kWarp* kWarps, resident(sizeof(T), kind))
 __global__ void __launch_bounds__(kEntries* kAdders)
     add_partials_kernel(ChunkPlan plan, int64_t area, const double* partials, double* grams) {
   __shared__ double sums[kAdders][kEntries];
-  const int64_t position = plan.shared[blockIdx.y];
+  const int64_t ctas = (area + kEntries - 1) / kEntries;  // of one block
+  const int64_t position = plan.shared[blockIdx.x / ctas];
   const int64_t chunks = plan.first[position + 1] - plan.first[position];
   const double* own = partials + plan.slots[position] * area;
-  const int64_t entry = blockIdx.x * int64_t{kEntries} + threadIdx.x;
+  const int64_t entry = blockIdx.x % ctas * kEntries + threadIdx.x;
   double sum = 0;
   if (entry < area) {
 #pragma unroll 8
@@ -228,8 +229,8 @@ void snapshot_gram(const SnapshotView& s, const BlockTable& table, const int64_t
     run(snapshot_gram_kernel<T, Piece::diagonal>, side);
     if (side > 1) run(snapshot_gram_kernel<T, Piece::below>, side * (side - 1) / 2);
   });
-  const dim3 grid(static_cast<unsigned>((area + kEntries - 1) / kEntries),
-                  static_cast<unsigned>(plan.shared_count));
+  // blockIdx.x may reach 2^31 - 1, the others 65535: less than there may be of either.
+  const dim3 grid(static_cast<unsigned>((area + kEntries - 1) / kEntries * plan.shared_count));
   launch({grid, dim3(kEntries, kAdders), stream}, add_partials_kernel, plan, area, partials, grams);
 }
 
