@@ -29,6 +29,7 @@ import koopfast._engine
 import koopfast._ops
 import koopfast.checkpoint
 import koopfast.guard
+from koopfast.integrations._attachment import Attachment
 
 STEPS = 40
 SECONDS = 60  # a collective that waits for longer is an error
@@ -384,6 +385,27 @@ def judged_traffic() -> Any:
     with Traffic() as sent:
         record = training.trainer.after_step(training.loss)
     return {"sent": sent.calls, "probed": probed.calls, "evaluations": record.probe_evaluations}
+
+
+def frameworks() -> Any:
+    """The trainer of a framework's callback, which is given the network inside the wrapper."""
+    wrapper = replica()
+    optimizer = torch.optim.SGD(wrapper.parameters(), lr=0.05)
+    attachment = Attachment(None, {"window": 6, "stride": 2})
+    x, y = batch(seed=dist.get_rank())
+    trainer = attachment.begin(
+        wrapper.module, optimizer, lambda: nn.functional.mse_loss(wrapper.module(x), y)
+    )
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(wrapper(x), y).backward()
+        optimizer.step()
+    records = trainer.history.jumps
+    return {
+        "weights": {name: whole(p) for name, p in wrapper.named_parameters()},
+        "jumps": [(r.step, r.accepted, r.horizon, r.kind) for r in records],
+        "reasons": [r.reason for r in records],
+    }
 
 
 # Checkpoints.

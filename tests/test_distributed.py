@@ -38,6 +38,7 @@ ODD = (
     "ddp_slow_clock",
     "ddp_written",
     "fsdp_written",
+    "frameworks",
 )
 OTHERS = ("nothing_said", "traffic", "judged_traffic", "elsewhere", "refusals", "resumed")
 CASES = {

@@ -15,7 +15,7 @@ from koopfast._shards import Shards
 from koopfast.errors import ConfigError, UnsupportedParameterError
 from koopfast.parameters import is_sharded
 
-__all__ = ["ProcessGroup", "team_of"]
+__all__ = ["ProcessGroup", "everyone", "team_of"]
 
 
 def team_of(
@@ -55,6 +55,14 @@ def team_of(
     if sharded:
         return Shards(group, device, model)
     return Replicas(group, device, model) if dist.get_world_size(group) > 1 else Alone()
+
+
+def everyone() -> ProcessGroup | None:
+    """All processes, for frameworks of which it is known that they train the same weights."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    world: ProcessGroup | None = dist.group.WORLD
+    return world
 
 
 def _found(model: nn.Module, sharded: bool) -> ProcessGroup:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from koopfast._team import everyone
 from koopfast.config import KoopmanConfig
 from koopfast.errors import KoopfastError
 from koopfast.guard import Probe
@@ -53,7 +54,7 @@ class Attachment:
         trainer = self._trainer
         self.end()
         if trainer is None or trainer.model is not model or trainer.optimizer is not optimizer:
-            trainer = KoopmanTrainer(model, optimizer, self._config)
+            trainer = KoopmanTrainer(model, optimizer, self._config, process_group=everyone())
         if self._pending is not None:
             trainer.load_state_dict(self._pending)
         trainer.attach(probe)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from koopfast._team import everyone
 from koopfast.config import KoopmanConfig
 from koopfast.guard import Probe
 from koopfast.trainer import KoopmanTrainer
@@ -37,6 +38,7 @@ def accelerated_trainer(
 
     Raises: as :class:`~koopfast.KoopmanTrainer` and its ``attach``.
     """
+    overrides.setdefault("process_group", everyone())
     trainer = KoopmanTrainer(accelerator.unwrap_model(model), optimizer, config, **overrides)
     trainer.attach(probe)
     accelerator.register_for_checkpointing(trainer)
