@@ -38,8 +38,8 @@ METHODS = (
     Method("auto", "koopfast's auto on means of 20 steps", {"auto": True}, 20),
     # Nothing is chosen here, which is what a block of a few weights can afford.
     Method(
-        "fixed", "increments of means of 60 steps, self-adjoint, rank 2",
-        {"rank": 2, "symmetric": True}, 60,
+        "fixed", "increments of means of 30 steps, self-adjoint, rank 2",
+        {"rank": 2, "symmetric": True}, 30,
     ),
 )  # fmt: skip
 # With a snapshot a step a block has as many directions as there are steps, and its algebra is the
@@ -80,7 +80,7 @@ def digits_experiment(
     """Train, fit and measure each seed; a seed that is already in the folder is not done again."""
     store = Store(folder)
     sizes = dataclasses.replace(settings, seeds=0)  # a seed more changes nothing for the others
-    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr((sizes, METHODS)).encode()).hexdigest()[:8]
     runs = []
     for seed in tqdm(range(settings.seeds), desc="digits", unit="seed"):
         name = f"digits/{digest}-seed{seed}.json"

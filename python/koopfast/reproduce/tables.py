@@ -169,9 +169,9 @@ def _solver_times(runs: Sequence[dict[str, Any]], horizon: int) -> Table:
     heads.append("auto, against a stack's share")
     return Table(
         heads, rows, f"Time of {horizon:,} steps, fit included", words=(0, 1),
-        notes=[("Medians of turns taken in one process on one thread. A stack's share: all "
-               "networks trained at once in one graph, divided by their number, which is the "
-               "least that backpropagation costs here.")],
+        notes=[("Medians of turns taken in one process on one thread. A stack's share: several "
+               "networks trained at once, their gradients written out instead of autograd's, "
+               "divided by their number: the least that a step costs here.")],
     )  # fmt: skip
 
 
