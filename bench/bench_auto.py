@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 
 from koopfast import ConfigError, KoopmanOperator
-from recorded import HELD_OUT, TUNED, displacement_errors, recorded
+from recorded import ALSO_TUNED, HELD_OUT, TUNED, displacement_errors, recorded
 from trajectories import decaying, equal_blocks
 
 CHOICES = [
@@ -85,7 +85,9 @@ def worst_ratios(own, fixed):
 
 
 @pytest.mark.benchmark(group="auto against every fixed choice")
-@pytest.mark.parametrize("trainings", [TUNED, HELD_OUT], ids=["tuned", "held out"])
+@pytest.mark.parametrize(
+    "trainings", [TUNED, ALSO_TUNED, HELD_OUT], ids=["tuned", "also tuned", "held out"]
+)
 def test_auto_is_near_the_best_fixed_choice(benchmark, trainings):
     own, fixed = compared(trainings)
     medians, worst = median_ratios(own, fixed), worst_ratios(own, fixed)
@@ -93,28 +95,27 @@ def test_auto_is_near_the_best_fixed_choice(benchmark, trainings):
     benchmark.pedantic(
         lambda: KoopmanOperator.fit(case.window, case.partitions["node"], auto=True), rounds=3
     )
+    beaten = sum(ratio < 1 for ratio in medians.values())
     hardest = max(medians, key=lambda name: medians[name])
     benchmark.extra_info.update(
         choices=len(fixed),
         cases=len(own),
-        beaten_in_median=sum(ratio < 1 for ratio in medians.values()),
+        beaten_in_median=beaten,
         hardest_choice=hardest,
         median_ratio_to_it=round(medians[hardest], 3),
         ratio_to_best_in_hindsight={name: round(ratio, 2) for name, (ratio, _) in worst.items()},
         error={name: round(e, 3) for name, (_, e) in worst.items()},
     )
-    print(f"\n{len(fixed)} fixed choices, {len(own)} cases")
+    print(
+        f"\n{len(fixed)} fixed choices, {beaten} worse than auto in the median of {len(own)} cases"
+    )
     for name, ratio in sorted(medians.items(), key=lambda item: -item[1])[:8]:
         print(f"  median error of auto / {name}: {ratio:.2f}")
     for name, (ratio, e) in worst.items():
         print(f"  {name}: error {e:.3f}, {ratio:.2f} of the best fixed choice for it")
-    ratios = [ratio for ratio, _ in worst.values()]
-    if trainings is TUNED:
-        assert max(medians.values()) <= 1.05
-        assert max(ratios) <= 1.5
-    else:
-        assert max(medians.values()) <= 1.1
-        assert statistics.median(ratios) <= 1.5
+    # On what nothing was tuned on, one choice may be as good in the median by chance.
+    assert max(medians.values()) <= (1.05 if trainings is HELD_OUT else 1)
+    assert max(ratio for ratio, _ in worst.values()) <= 1.5
 
 
 @pytest.mark.benchmark(group="auto against every fixed choice")

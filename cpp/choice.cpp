@@ -13,30 +13,34 @@ namespace koopfast {
 namespace {
 
 constexpr int64_t kFullRank = 16;
-constexpr int64_t kOtherRanks[] = {1, 2, 4, 8, 64};
-constexpr int64_t kRanksOfEstimators[] = {8, 16}, kRanksOfStates[] = {2, 4, 8};
+constexpr int64_t kRanksOfStates[] = {2, 4, 8};
 constexpr int64_t kMostDelays = 8, kPreferredDelays = 8;
 // A window is divided into this many groups, whatever its snapshots' number.
-constexpr int64_t kMostGroups = 128, kLeastGroups = 10, kPreferredGroups = 32;
-constexpr double kPenalty = 0.1, kMargin = 0.3;
-// What the later split counts: it sees more of the window, and the dynamics of its end.
-constexpr double kRecentWeight = 2.0 / 3;
+constexpr int64_t kMostGroups = 128, kLeastGroups = 16;
+constexpr double kPreferredGroups = 32, kPenalty = 0.1;
+// What a challenger must gain, and the error below which nothing is challenged.
+constexpr double kMargin = 1, kGoodError = 0.1;
+// The last 1 / kParts[i] of the window is predicted, and what that error counts.
+constexpr int64_t kParts[] = {2, 3, 6};
+constexpr double kWeights[] = {0.3, 0.4, 0.3};
+constexpr size_t kReported = 1;
 // Smaller errors are rounding: no reason to prefer one operator to another.
 constexpr double kLeastError = 1e-6, kMostError = 1e3;
+
+int64_t last_half(int64_t count) { return (count + 1) / 2; }
 
 // A head of the window, and the displacements that follow it.
 struct Split {
   int64_t head;
   Matrix truth;  // (s, tail)
   double scale;
-  double weight;
 };
 
-// The displacements that an operator of `rank` predicts for the snapshots after a head, (s, tail);
-// without columns where there is no such operator.
+// The displacements that an operator predicts for the snapshots after a head, (s, tail), fitted to
+// all of the head or to its last half; without columns where there is no such operator.
 Matrix predicted(const Motion& motion, const BlockShape& shape, const FitOptions& options,
-                 int64_t rank, const Split& split) {
-  const Matrix o = observe(motion, split.head, options);
+                 int64_t rank, bool half, const Split& split) {
+  const Matrix o = observe(motion, split.head, half ? last_half(split.head) : split.head, options);
   if (o.cols() < options.delays + 1) return Matrix();
   const Matrix h = embed(o, options.delays);
   Reduced fit = reduce(h, shape, options, rank);
@@ -75,136 +79,179 @@ double error_of(const Matrix& predicted, const Split& split) {
   return error < kMostError ? error : kMostError;  // a NaN compares false
 }
 
-double octaves(int64_t value, int64_t preferred) {
-  return std::abs(std::log2(static_cast<double>(value) / static_cast<double>(preferred)));
-}
+double octaves(double value, double preferred) { return std::abs(std::log2(value / preferred)); }
 
-std::vector<int64_t> averages(int64_t m, const FitOptions& options) {
-  if (!(options.chosen & chosen_average)) return {options.block_average};
+// Lengths of groups for a window, or for its last half of so many snapshots.
+std::vector<int64_t> averages(int64_t count, bool half, const FitOptions& options) {
+  std::vector<int64_t> result;
+  if (!(options.chosen & chosen_average)) {
+    if (!half) result.push_back(options.block_average);
+    return result;
+  }
   int64_t a = 1;
-  while (m / a > kMostGroups) a *= 2;
-  std::vector<int64_t> result{a};
-  while (m / (a *= 2) >= kLeastGroups) result.push_back(a);
+  while (count / a > kMostGroups) a *= 2;
+  for (; count / a >= kLeastGroups || (result.empty() && !half); a *= 2) result.push_back(a);
   return result;
 }
 
 std::vector<int64_t> delay_counts(const FitOptions& options) {
-  if (!(options.chosen & chosen_delays)) return {options.delays};
   std::vector<int64_t> result;
+  if (!(options.chosen & chosen_delays)) {
+    result.push_back(options.delays);
+    return result;
+  }
   for (int64_t q = 1; q <= kMostDelays; q *= 2) result.push_back(q);
   return result;
 }
 
+using Predictions = std::vector<Matrix>;  // a split each
+
+struct Candidate {
+  Member member;
+  double score;  // and what its distance from the preferred groups and delays costs
+  Predictions moved;
+};
+
 class Search {
  public:
   Search(const Motion& motion, const BlockShape& shape, const FitOptions& options, int64_t capacity)
-      : motion_(motion),
-        shape_(shape),
-        capacity_(capacity),
-        m_(snapshots(motion)),
-        full_(capacity) {
-    for (const int64_t part : {2, 3}) {
-      const int64_t head = m_ - std::max<int64_t>(1, (m_ - 1) / part);
-      Split split{head, displacements(motion, head), 0,
-                  part == 3 ? kRecentWeight : 1 - kRecentWeight};
+      : motion_(motion), shape_(shape), given_(options), capacity_(capacity) {
+    for (const int64_t part : kParts) {
+      const int64_t m = snapshots(motion), head = m - std::max<int64_t>(1, (m - 1) / part);
+      Split split{head, displacements(motion, head), 0};
       split.scale = split.truth.squaredNorm();
       splits_.push_back(std::move(split));
     }
-    best_ = {options, capacity, 1, 0};
-    if (options.rank_rule == RankRule::hindcast) full_ = std::min(kFullRank, capacity);
+    if (given_.chosen & chosen_observables) given_.increments = true;
+    if (given_.chosen & chosen_estimator) given_.estimator = Estimator::least_squares;
+    full_ = any_rank() ? std::min(kFullRank, capacity) : capacity;
   }
 
-  bool moves() const { return splits_[0].scale > 0 && splits_[1].scale > 0; }
-
-  // Weighted mean logarithm of the errors of a candidate.
-  double score(const FitOptions& options, int64_t rank) const {
-    double sum = 0;
-    for (const Split& split : splits_) {
-      const Matrix moved = predicted(motion_, shape_, options, std::min(rank, capacity_), split);
-      sum += split.weight * std::log(std::max(error_of(moved, split), kLeastError));
-    }
-    return sum;
+  bool moves() const {
+    return std::all_of(splits_.begin(), splits_.end(), [](const Split& s) { return s.scale > 0; });
   }
 
-  void choose_filter() {
-    double lowest = std::numeric_limits<double>::infinity();
-    FitOptions own = best_.options;
-    if (own.chosen & chosen_observables) own.increments = true;
-    if (own.chosen & chosen_estimator) own.estimator = Estimator::least_squares;
-    const FitOptions given = own;
-    for (const int64_t a : averages(m_, given))
-      for (const int64_t q : delay_counts(given)) {
-        own.block_average = a;
-        own.delays = q;
-        if (m_ / a - (own.increments ? 1 : 0) < q + 1) continue;  // not one pair
-        const double plain = score(own, full_);
-        double penalised = plain;
-        if (given.chosen & chosen_average)
-          penalised += kPenalty * octaves(m_ / a, kPreferredGroups);
-        if (given.chosen & chosen_delays) penalised += kPenalty * octaves(q, kPreferredDelays);
-        if (penalised < lowest) {
-          lowest = penalised;
-          score_ = plain;
-          best_.options = own;
-          best_.rank = full_;
+  // The best candidate for every number of delays, the best of all first.
+  void choose_filters() {
+    for (const int64_t q : delay_counts(given_)) {
+      Candidate best;
+      best.score = std::numeric_limits<double>::infinity();
+      for (const bool half : {false, true}) {
+        const int64_t m = snapshots(motion_), count = half ? last_half(m) : m;
+        for (const int64_t a : averages(count, half, given_)) {
+          if (count / a - (given_.increments ? 1 : 0) < q + 1) continue;  // not one pair
+          FitOptions own = given_;
+          own.delays = q;
+          own.block_average = a;
+          Predictions moved = predictions(own, full_, half);
+          const double penalised = score(moved) + distance(own, count);
+          if (penalised < best.score)
+            best = Candidate{Member{own, count, full_, 0}, penalised, std::move(moved)};
         }
       }
-    bar_ = score_ - kMargin;
+      if (!best.moved.empty()) best_.push_back(std::move(best));
+    }
+    std::stable_sort(best_.begin(), best_.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.score < b.score; });
+  }
+
+  // The mean of their predictions, weighted by the inverse of their error.
+  void mix() {
+    // A mean has more directions than any of its operators, and it is of displacements.
+    if (!given_.increments || !any_rank()) best_.resize(1);
+    double sum = 0;
+    for (Candidate& c : best_) sum += c.member.weight = std::exp(best_[0].score - c.score);
+    for (Candidate& c : best_) c.member.weight /= sum;
+    for (size_t i = 0; i < splits_.size(); ++i) {
+      Matrix mean = Matrix::Zero(splits_[i].truth.rows(), splits_[i].truth.cols());
+      for (const Candidate& c : best_)
+        if (c.moved[i].size() > 0) mean += c.member.weight * c.moved[i];
+      mean_.push_back(std::move(mean));
+    }
+    score_ = score(mean_);
+    for (const Candidate& c : best_) members_.push_back(c.member);
   }
 
   void challenge(const FitOptions& options, int64_t rank) {
-    const double own = score(options, rank);
+    Predictions moved = predictions(options, rank, false);
+    const double own = score(moved);
     if (!(own < bar_)) return;
-    bar_ = score_ = own;
-    best_.options = options;
-    best_.rank = std::min(rank, capacity_);
+    score_ = bar_ = own;
+    mean_ = std::move(moved);
+    members_.assign(1, Member{options, snapshots(motion_), std::min(rank, capacity_), 1});
   }
 
-  void challenge_filter() {
-    const FitOptions base = best_.options;
-    const bool any_rank = base.rank_rule == RankRule::hindcast;
-    if (any_rank) challenge_with(base, kOtherRanks);
+  // States and other estimators, with what is best for least squares of increments.
+  void challenge_all() {
+    if (score_ < std::log(kGoodError)) return;
+    bar_ = score_ - kMargin;
+    const FitOptions base = best_[0].member.options;
     if (base.chosen & chosen_estimator)
       for (const Estimator estimator :
            {Estimator::symmetric, Estimator::total_least_squares, Estimator::forward_backward}) {
         if (estimator == Estimator::forward_backward && base.ridge > 0) continue;
         FitOptions own = base;
         own.estimator = estimator;
-        any_rank ? challenge_with(own, kRanksOfEstimators) : challenge(own, capacity_);
+        challenge(own, full_);
       }
     if (!(base.chosen & chosen_observables)) return;
     FitOptions own = base;
     own.increments = false;
-    any_rank ? challenge_with(own, kRanksOfStates) : challenge(own, capacity_);
+    if (!any_rank()) return challenge(own, capacity_);
+    for (const int64_t rank : kRanksOfStates)
+      if (rank < 2 * capacity_) challenge(own, rank);
   }
 
-  template <size_t count>
-  void challenge_with(const FitOptions& options, const int64_t (&ranks)[count]) {
-    for (const int64_t rank : ranks)
-      if (rank < 2 * capacity_) challenge(options, rank);
-  }
-
-  Choice result() {
-    const Split& last = splits_.back();
-    if (score_ < 0) {
-      const Matrix moved = predicted(motion_, shape_, best_.options, best_.rank, last);
-      best_.error = error_of(moved, last);
-      if (moved.size() > 0) best_.trusted = trusted_intervals(moved, last.truth);
-    } else {
-      best_.rank = 0;
+  Choice result() const {
+    if (!(score_ < 0)) {
+      Member still = best_[0].member;
+      still.rank = 0;
+      still.weight = 1;
+      return {{still}, 1, 0};
     }
-    return best_;
+    const Split& split = splits_[kReported];
+    const Matrix& moved = mean_[kReported];
+    return {members_, error_of(moved, split),
+            moved.size() > 0 ? trusted_intervals(moved, split.truth) : 0};
   }
 
  private:
+  bool any_rank() const { return given_.rank_rule == RankRule::hindcast; }
+
+  Predictions predictions(const FitOptions& options, int64_t rank, bool half) const {
+    Predictions moved;
+    for (const Split& split : splits_)
+      moved.push_back(predicted(motion_, shape_, options, std::min(rank, capacity_), half, split));
+    return moved;
+  }
+
+  // Weighted mean logarithm of the errors.
+  double score(const Predictions& moved) const {
+    double sum = 0;
+    for (size_t i = 0; i < splits_.size(); ++i)
+      sum += kWeights[i] * std::log(std::max(error_of(moved[i], splits_[i]), kLeastError));
+    return sum;
+  }
+
+  double distance(const FitOptions& own, int64_t count) const {
+    double far = 0;
+    const auto groups = static_cast<double>(count) / static_cast<double>(own.block_average);
+    if (own.chosen & chosen_average) far += octaves(groups, kPreferredGroups);
+    if (own.chosen & chosen_delays)
+      far += octaves(static_cast<double>(own.delays), kPreferredDelays);
+    return kPenalty * far;
+  }
+
   const Motion& motion_;
   const BlockShape& shape_;
-  const int64_t capacity_, m_;
-  int64_t full_;  // the rank of step 1
+  FitOptions given_;  // with what is least surprising where it is to be chosen
+  const int64_t capacity_;
+  int64_t full_;  // the rank of the first step
   std::vector<Split> splits_;
-  Choice best_;
-  double score_ = std::numeric_limits<double>::infinity();
-  double bar_ = score_;
+  std::vector<Candidate> best_;
+  std::vector<Member> members_;
+  Predictions mean_;
+  double score_ = 0, bar_ = 0;
 };
 
 }  // namespace
@@ -213,16 +260,18 @@ Choice choose(const Motion& motion, const BlockShape& shape, const FitOptions& o
               int64_t capacity) {
   FitOptions plain = options;
   if (plain.chosen & chosen_observables) plain.increments = true;
-  const int64_t needed = plain.block_average * (plain.delays + (plain.increments ? 2 : 1));
+  const int64_t m = snapshots(motion),
+                needed = plain.block_average * (plain.delays + (plain.increments ? 2 : 1));
   // Two more pairs than a fit needs, or there is nothing to fit before and compare after.
-  if (snapshots(motion) < needed + 2) {
+  if (m < needed + 2) {
     const double none = std::numeric_limits<double>::quiet_NaN();
-    return {plain, capacity, none, none};
+    return {{{plain, m, capacity, 1}}, none, none};
   }
   Search search(motion, shape, options, capacity);
-  if (!search.moves()) return {plain, 0, 1, 0};
-  search.choose_filter();
-  search.challenge_filter();
+  if (!search.moves()) return {{{plain, m, 0, 1}}, 1, 0};
+  search.choose_filters();
+  search.mix();
+  search.challenge_all();
   return search.result();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "motion.h"
 #include "operator_fit.h"
@@ -9,24 +10,33 @@
 
 namespace koopfast {
 
-// What is fitted to a block, and how well that did in the hindcast: `error` and `trusted` as
-// hindcast.h has them, of the window's last third.
-struct Choice {
+// An operator fitted to the last `snapshots` of a window, and what its prediction counts.
+struct Member {
   FitOptions options;
+  int64_t snapshots;
   int64_t rank;
+  double weight;
+};
+
+// What is fitted to a block, heaviest first, and how well that did in the hindcast: `error` and
+// `trusted` as hindcast.h has them, of the window's last third.
+struct Choice {
+  std::vector<Member> members;
   double error;
   double trusted;
 };
 
 // Chooses what options.chosen names, and with it the rank, by predicting the rest of the window
-// from its first half and from its first two thirds. Rank 0 (stand still, error 1) wins where no
-// operator does better. The steps:
-//   1. least squares of rank kFullRank over all averages and delays: the lowest score, the mean
-//      logarithm of both errors (the second counts double) plus kPenalty for each octave between
-//      them and those preferred;
-//   2. with that average and these delays, other ranks, estimators, and states: only one whose
-//      score is lower by kMargin takes its place.
-// Most of the candidates' errors differ by chance: the preference and the margin keep chance out.
+// from its first half, two thirds and five sixths. The score of an operator is the mean logarithm
+// of the three errors. Rank 0 (stand still, error 1) wins where nothing does better. The steps:
+//   1. least squares of rank kFullRank: for every number of delays, the average and the part of the
+//      window (all, or its last half) of the lowest score, plus kPenalty for each octave between
+//      groups and delays and those preferred;
+//   2. the mean of these predictions, weighted by exp(-score), that is, by the inverse error;
+//   3. where the mean's error is above kGoodError, states and other estimators with the best one's
+//      average and delays: only one whose score is lower by kMargin takes its place, alone.
+// Candidates' errors differ by chance, and so do their predictions: the mean has less of it than
+// any one of them, and costs no more to apply.
 Choice choose(const Motion& motion, const BlockShape& shape, const FitOptions& options,
               int64_t capacity);
 

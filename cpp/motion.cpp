@@ -9,16 +9,16 @@ int64_t snapshots(const Motion& motion) {
   return motion.states.size() > 0 ? motion.states.cols() : motion.steps.cols() + 1;
 }
 
-Matrix observe(const Motion& motion, int64_t end, const FitOptions& options) {
-  const int64_t a = options.block_average, groups = end / a, first = end - groups * a;
+Matrix observe(const Motion& motion, int64_t end, int64_t count, const FitOptions& options) {
+  const int64_t a = options.block_average, groups = count / a, first = end - groups * a;
   if (!options.increments) {
-    if (a == 1) return motion.states.leftCols(end);
+    if (a == 1) return motion.states.middleCols(first, count);
     Matrix means(motion.states.rows(), groups);
     for (int64_t g = 0; g < groups; ++g)
       means.col(g) = motion.states.middleCols(first + g * a, a).rowwise().mean();
     return means;
   }
-  if (a == 1) return motion.steps.leftCols(end - 1);
+  if (a == 1) return motion.steps.middleCols(first, count - 1);
   // The difference of the means of two groups: the steps between them under a triangle.
   Vector triangle(2 * a - 1);
   for (int64_t l = 0; l < 2 * a - 1; ++l)

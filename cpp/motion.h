@@ -17,10 +17,10 @@ struct Motion {
 
 int64_t snapshots(const Motion& motion);
 
-// The observables o_t of the first `end` snapshots as columns, as options.increments and
-// options.block_average say. Groups are counted from the last snapshot back; the oldest ones that
-// fill no group are left out.
-Matrix observe(const Motion& motion, int64_t end, const FitOptions& options);
+// The observables o_t of the `count` snapshots before the one at `end` as columns, as
+// options.increments and options.block_average say. Groups are counted from the last snapshot back;
+// the oldest ones that fill no group are left out.
+Matrix observe(const Motion& motion, int64_t end, int64_t count, const FitOptions& options);
 
 // h_t = [o_t, o_{t-1}, ...]: (s q, P - q + 1), the newest observable on top.
 Matrix embed(const Matrix& o, int64_t delays);

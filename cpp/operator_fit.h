@@ -51,6 +51,9 @@ enum Chosen : int {
   chosen_estimator = 8,
 };
 
+// The most operators whose weighted mean predicts.
+constexpr int64_t kMostMembers = 4;
+
 struct FitOptions {
   bool increments;        // observables w_{t+1} - w_t, else w_t
   int64_t delays;         // q >= 1 consecutive observables stacked
@@ -94,6 +97,9 @@ struct OperatorArrays {
   int64_t* delays;                // (count,)
   int64_t* block_average;         // (count,)
   int32_t* estimator;             // (count,) Estimator
+  double* mixture;  // (count, kMostMembers, 4) of a weighted mean of operators, heaviest first: the
+                    // delays, block_average, snapshots and weight of each; weight 0 ends
+                    // the list. Null where nothing is chosen.
   const int64_t* origin_offsets;  // (count,) into origins
   double* singular_values;        // of F, the first `capacity` ones
   double* operators;

@@ -17,6 +17,8 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 using ComplexRowMajor =
     Eigen::Matrix<std::complex<double>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+}  // namespace
+
 void store_basis(const OperatorArrays& out, int64_t i, const Eigenbasis& basis) {
   const int64_t k = out.rank[i], at = out.vector_offsets[i];
   const auto complex = [](double* pairs) { return reinterpret_cast<std::complex<double>*>(pairs); };
@@ -28,8 +30,6 @@ void store_basis(const OperatorArrays& out, int64_t i, const Eigenbasis& basis) 
   Eigen::Map<ComplexVector>(complex(out.amplitudes + 2 * at), k) =
       basis.inverse * start.cast<std::complex<double>>();
 }
-
-}  // namespace
 
 void bound_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable unstable) {
   const int64_t k = out.rank[i];

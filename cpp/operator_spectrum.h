@@ -4,8 +4,12 @@
 #include <cstdint>
 
 #include "operator_fit.h"
+#include "solvers/solvers.h"
 
 namespace koopfast {
+
+// Writes an eigenbasis of block i, and the amplitudes of its start in it.
+void store_basis(const OperatorArrays& out, int64_t i, const Eigenbasis& basis);
 
 // Bounds the spectrum of fitted block i, whose lift has `rows` rows, as asked: eigenvalues outside
 // the unit circle are moved, in operator and lift. The eigenbasis is left pending where nothing

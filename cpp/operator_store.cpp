@@ -20,6 +20,19 @@ void note_options(const FitOptions& options, const OperatorArrays& out, int64_t 
   out.estimator[i] = static_cast<int32_t>(options.estimator);
 }
 
+void note_choice(const Choice& choice, const OperatorArrays& out, int64_t i) {
+  out.hindcast_error[i] = choice.error;
+  out.trusted_horizon[i] = choice.trusted;
+  if (out.mixture == nullptr) return;
+  double* own = out.mixture + 4 * kMostMembers * i;
+  for (const Member& member : choice.members) {
+    *own++ = static_cast<double>(member.options.delays);
+    *own++ = static_cast<double>(member.options.block_average);
+    *own++ = static_cast<double>(member.snapshots);
+    *own++ = member.weight;
+  }
+}
+
 void begin_block(const FitOptions& options, const OperatorArrays& out, int64_t i) {
   std::fill_n(out.singular_values + out.vector_offsets[i], out.capacity[i], 0.0);
   out.rank[i] = 0;
@@ -44,6 +57,25 @@ void store_block(const Reduced& fit, const Matrix& lift, const FitOptions& optio
   Eigen::Map<Vector>(out.start + at, k) = fit.start;
   Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
   bound_spectrum(out, i, lift.rows(), options.unstable);
+}
+
+void store_mixture(const Mixture& mixture, const Vector& sigma, const OperatorArrays& out,
+                   int64_t i) {
+  const int64_t at = out.vector_offsets[i];
+  std::copy_n(sigma.data(), std::min<int64_t>(out.capacity[i], sigma.size()),
+              out.singular_values + at);
+  Matrix op, lift;
+  Vector start;
+  Eigenbasis basis;
+  mixture.operator_of(op, start, lift, basis);
+  const int64_t k = op.rows();
+  out.status[i] = static_cast<int32_t>(BlockStatus::ok);
+  out.rank[i] = k;
+  Eigen::Map<RowMajor>(out.operators + out.matrix_offsets[i], k, k) = op;
+  Eigen::Map<Vector>(out.start + at, k) = start;
+  Eigen::Map<RowMajor>(out.lifts + out.lift_offsets[i], lift.rows(), k) = lift;
+  store_basis(out, i, basis);
+  out.spectrum[i] = static_cast<int32_t>(Spectrum::usable);
 }
 
 }  // namespace koopfast

@@ -11,8 +11,7 @@ import torch
 import cases
 from compare import assert_rows_close, relative_error
 from koopfast import ConfigError, KoopmanConfig, KoopmanOperator, Partition, _native, _reference
-from koopfast._reference_choice import Recipe, score
-from koopfast._reference_reduced import Reduction
+from koopfast.operator import Member
 
 SIZES = (6, 60)
 M = 40
@@ -25,45 +24,63 @@ def noisy(n, seed=0, m=M, level=1e-3):
     )
 
 
-def twin_score(states, choice):
-    wanted = Reduction(states.shape[1], states.shape[1], "", "auto", 1e-13, 0.0, "", "clip")
-    recipe = Recipe(
-        choice.observables,
-        choice.delays,
-        choice.block_average,
-        choice.estimator,
-        choice.rank,
-        wanted,
+def described(twin, m):
+    """The members of a twin's fit, as `Choice.members` lists them."""
+    fits = twin.mean_of or ((1.0, twin),)
+    return tuple(
+        Member(
+            fit.recipe.delays,
+            fit.recipe.block_average,
+            m - m // 2 if fit.recipe.half else m,
+            pytest.approx(weight, rel=1e-5),
+        )
+        for weight, fit in fits
     )
-    return score(states, recipe)
 
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
 @pytest.mark.parametrize("seed", range(5))
-def test_native_chooses_what_the_twin_does(n, seed):
-    snapshots = noisy(n, seed) + 0.1 * seed * cases.random_walk(M, n, seed=seed)
+@pytest.mark.parametrize("m", [M, 90])
+def test_native_chooses_what_the_twin_does(n, seed, m):
+    snapshots = noisy(n, seed, m) + 0.1 * seed * cases.random_walk(m, n, seed=seed)
     operator = KoopmanOperator.fit(snapshots, auto=True, method="qr")
     twin = _reference.fit_block(snapshots, rank="auto", unstable="clip", **AUTO)
-    own, other = operator.chosen(0), twin.recipe
-    same = (own.observables, own.delays, own.block_average, own.estimator) == (
-        (other.observables, other.delays, other.block_average, other.estimator)
-    )
-    if not same:  # equally good, then
-        theirs = KoopmanOperator.fit(
-            snapshots,
-            method="qr",
-            rank=max(1, twin.rank),
-            observables=other.observables,
-            delays=other.delays,
-            block_average=other.block_average,
-        )
-        assert abs(twin_score(snapshots, own) - twin_score(snapshots, theirs.chosen(0))) < 1e-6
-        return
-    assert own.rank == twin.rank
+    own, horizons = operator.chosen(0), [0.0, 0.25, 1.0, 7.5, 10.0, 200.0]
+    assert own.members == described(twin, m)
+    assert (own.rank == 0) == (twin.rank == 0)
+    assert (own.observables, own.estimator) == (twin.recipe.observables, twin.recipe.estimator)
     assert own.hindcast_error == pytest.approx(twin.hindcast_error, rel=1e-5)
     assert own.trusted_horizon == twin.trusted_horizon
-    got, expected = operator.predict([1.0, 10.0]), _reference.predict_block(twin, [1.0, 10.0])
-    assert relative_error(got, expected) < 1e-6
+    got, expected = operator.predict(horizons), _reference.predict_block(twin, horizons)
+    assert relative_error(got, expected) < 1e-9
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_a_block_predicts_the_mean_of_its_members(n):
+    # What every member predicts by itself, with options given, weighs as the choice says.
+    snapshots = noisy(n, level=3e-3, m=90)
+    operator = KoopmanOperator.fit(snapshots, auto=True)
+    members, horizons, mean = operator.chosen(0).members, [0, 0.5, 3, 50, 180], 0.0
+    for one in members:
+        own = KoopmanOperator.fit(
+            snapshots[-one.snapshots :],
+            rank=16,
+            delays=one.delays,
+            block_average=one.block_average,
+        )
+        mean = mean + one.weight * own.predict(horizons)
+    assert len(members) == 4
+    assert any(one.block_average > 1 for one in members)
+    assert sum(one.weight for one in members) == pytest.approx(1)
+    assert relative_error(operator.predict(horizons), mean) < 1e-9
+    assert operator.eigenvalues_of(0).abs().max() <= 1 + 1e-9
+
+
+def test_a_limit_of_a_mean_is_the_mean_of_the_limits():
+    operator = KoopmanOperator.fit(noisy(6, level=3e-3, m=90), auto=True, unstable="damp")
+    predicted = operator.predict([1e6, math.inf])
+    assert float(operator.eigenvalues_of(0).abs().max()) < 1
+    assert relative_error(predicted[1:], predicted[:1]) < 1e-6
 
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])

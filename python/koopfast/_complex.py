@@ -196,6 +196,7 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
         delays=torch.full_like(rank, int(options.delays)),
         block_average=torch.ones_like(rank),
         estimator=torch.full_like(rank, estimator_code(options), dtype=torch.int32),
+        mixture=torch.zeros((len(rank), 0, 4), dtype=torch.float64),
         origin_offsets=torch.zeros_like(rank),
         singular_values=torch.cat(shown),
         singular_offsets=counts.cumsum(0),

@@ -40,8 +40,10 @@ _ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares":
 _CHOSEN = {"observables": 1, "delays": 2, "block_average": 4, "estimator": 8}
 # SnapshotRows of tensor_view.h.
 ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
-# The most delays, and the highest rank, that a hindcast tries.
-_MOST_DELAYS, _MOST_RANK = 8, 64
+# The delays that a hindcast tries, the rank, and the most directions of what it chooses.
+_DELAYS, _RANK_OF_MEMBERS, _MOST_RANK = (1, 2, 4, 8), 16, 96
+# kMostMembers of operator_fit.h.
+_MOST_MEMBERS = 4
 # Unstable of operator_fit.h.
 UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
@@ -75,13 +77,30 @@ def _rows_of(options: FitOptions) -> str:
 
 def rank_capacity(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
     """The rank that blocks of these sizes can have at most, (n_blocks,) int64."""
-    least, most_delays = (1, _MOST_DELAYS) if options.delays == "auto" else (options.delays,) * 2
+    least, most_delays = (1, _DELAYS[-1]) if options.delays == "auto" else (options.delays,) * 2
     groups = m if options.block_average == "auto" else m // options.block_average
     pairs = groups - (1 if options.observables == "increments" else 0) - least
     most = (sizes.clamp(max=m) * most_delays).clamp(max=pairs)
     if isinstance(options.rank, int):
         return most.clamp(max=min(options.rank, m))
-    return most.clamp(max=_MOST_RANK) if options.chosen and options.rank == "auto" else most
+    if not options.chosen or options.rank != "auto":
+        return most
+    if options.delays == "auto" and options.observables != "state":
+        most = torch.maximum(most, _capacity_of_mean(options, m, sizes))
+    return most.clamp(max=_MOST_RANK)
+
+
+def _capacity_of_mean(options: FitOptions, m: int, sizes: Tensor) -> Tensor:
+    """The rank of a mean of operators, one for each number of delays, and of the constant in it.
+
+    A negative eigenvalue of averaged snapshots takes two directions in recorded intervals.
+    """
+    copies = 1 if options.block_average == 1 else 2
+    total = torch.ones_like(sizes)
+    for delays in _DELAYS:
+        pairs = max(0, m - 1 - delays)
+        total += copies * (sizes.clamp(max=m) * delays).clamp(max=min(_RANK_OF_MEMBERS, pairs))
+    return total
 
 
 def estimator_code(options: FitOptions) -> int:
@@ -159,6 +178,9 @@ class FittedBlocks:
     delays: Tensor  # int64 (n_blocks,)
     block_average: Tensor  # int64 (n_blocks,)
     estimator: Tensor  # int32 (n_blocks,), as in ESTIMATOR_NAMES
+    # float64 (n_blocks, 4 operators of which the block's is the mean, 4), heaviest first: delays,
+    # block_average, snapshots, weight (0: no operator); (n_blocks, 0, 4) where nothing is chosen
+    mixture: Tensor
     origin_offsets: Tensor  # int64 (n_blocks,)
     singular_values: Tensor  # float64
     singular_offsets: Tensor  # int64 (n_blocks + 1,)
@@ -181,6 +203,7 @@ class FittedBlocks:
         "delays",
         "block_average",
         "estimator",
+        "mixture",
     )
     _PACKED = (
         "singular_values",
@@ -414,10 +437,11 @@ def unfitted(
     capacity: Tensor,
     *,
     averaged: bool = False,
+    mixed: bool = False,
     device: torch.device | str = "cpu",
 ) -> FittedBlocks:
     """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
-    where snapshots may be averaged."""
+    where snapshots may be averaged, and for what was mixed where operators may be."""
     count = len(capacity)
     vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
     lifts = int((rows * capacity).sum())
@@ -442,6 +466,7 @@ def unfitted(
         delays=room(count, torch.int64),
         block_average=room(count, torch.int64),
         estimator=room(count, torch.int32),
+        mixture=torch.zeros((count, _MOST_MEMBERS if mixed else 0, 4), dtype=real, device=device),
         origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
         singular_values=room(vectors, real),
         singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
@@ -471,7 +496,13 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     dual = table.sizes > m
     rows = torch.where(dual, m, table.sizes)
     capacity = rank_capacity(options, m, table.sizes)
-    fitted = unfitted(dual, rows, capacity, averaged=options.block_average != 1)
+    fitted = unfitted(
+        dual,
+        rows,
+        capacity,
+        averaged=options.block_average != 1,
+        mixed=bool(options.chosen),
+    )
     # Where a host copy is needed, it is made once, not again for every batch.
     in_place = options.method == "gram" and _in_place(snapshots)
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()

@@ -39,6 +39,7 @@ from koopfast._reference_choice import (
     choose,
     embed,
     in_groups,
+    latest,
     observe,
 )
 from koopfast._reference_reduced import (
@@ -76,6 +77,8 @@ class BlockFit:
     eigenvalues: Tensor  # (k,) complex128, after clipping if asked for
     hindcast_error: float  # NaN where none was made
     trusted_horizon: float  # the same
+    # Weights and fits whose mean it is, if several; the other fields are of the heaviest.
+    mean_of: tuple[tuple[float, BlockFit], ...] = ()
 
     @property
     def rank(self) -> int:
@@ -130,9 +133,6 @@ def fit_block(
     """Fit one block's operator to its snapshots (m, n_b), or to coordinates of so many weights;
     what is "auto" is chosen from them."""
     n_b = states.shape[1]
-    empty, none = torch.zeros(0, dtype=torch.float64), states.new_zeros(0)
-    nothing = none.reshape(0, 0), none, states.new_zeros(n_b, 0), empty.to(torch.complex128)
-
     recipe = Recipe(
         observables,
         delays,
@@ -151,31 +151,53 @@ def fit_block(
         ),
     )
 
-    def without_operator(status: int, singular_values: Tensor, *hindcasted: float) -> BlockFit:
-        origin = torch.zeros_like(states[-1])
-        return BlockFit(status, recipe, states[-1], origin, singular_values, *nothing, *hindcasted)
-
-    if not bool(torch.isfinite(states).all()):
-        return without_operator(NON_FINITE, empty, math.nan, math.nan)
     choosing = "auto" in (observables, delays, block_average, estimator)
     limit = rank if isinstance(rank, int) else _capacity(states, recipe)
     error = trusted = math.nan
+    if not bool(torch.isfinite(states).all()):
+        return _without_operator(states, recipe, NON_FINITE, torch.zeros(0, dtype=torch.float64))
     if choosing:
         limit = min(limit, MOST_RANK) if rank == "auto" else limit
-        recipe, error, trusted = choose(states, dataclasses.replace(recipe, rank=limit))
-        limit = recipe.rank
-    average = int(recipe.block_average)
-    h = embed(observe(states, recipe.observables, average), int(recipe.delays))
-    wanted = dataclasses.replace(
+        chosen, error, trusted = choose(states, dataclasses.replace(recipe, rank=limit))
+        fits = [(weight, _fit(states, own, own.rank, error, trusted)) for weight, own in chosen]
+        return fits[0][1] if len(fits) == 1 else _mean(fits)
+    if rank == "auto":
+        h = embed(observe(states, observables, int(block_average)), int(delays))
+        limit, error, trusted = hindcast(h, limit, _reduction(recipe))
+        trusted *= int(block_average)
+    return _fit(states, recipe, limit, error, trusted)
+
+
+def _reduction(recipe: Recipe) -> Reduction:
+    return dataclasses.replace(
         recipe.wanted, observables=recipe.observables, estimator=recipe.estimator
     )
-    if rank == "auto" and not choosing:
-        limit, error, trusted = hindcast(h, limit, wanted)
-        trusted *= average
-    reduced = reduce(h, limit, wanted)
+
+
+def _without_operator(
+    states: Tensor,
+    recipe: Recipe,
+    status: int,
+    singular_values: Tensor,
+    error: float = math.nan,
+    trusted: float = math.nan,
+) -> BlockFit:
+    none, n_b = states.new_zeros(0), states.shape[1]
+    nothing = none.reshape(0, 0), none, states.new_zeros(n_b, 0), none.to(torch.complex128)
+    origin = torch.zeros_like(states[-1])
+    return BlockFit(status, recipe, states[-1], origin, singular_values, *nothing, error, trusted)
+
+
+def _fit(states: Tensor, recipe: Recipe, limit: int, error: float, trusted: float) -> BlockFit:
+    """The operator that a recipe without "auto" says, of at most this rank."""
+    average, unstable = int(recipe.block_average), recipe.wanted.unstable
+    own = latest(states, recipe)
+    h = embed(observe(own, recipe.observables, average), int(recipe.delays))
+    reduced = reduce(h, limit, _reduction(recipe))
     operator, lift = reduced.operator, reduced.lift
     if operator.shape[0] == 0:
-        return without_operator(STILL, reduced.singular_values, error, trusted)
+        sigma = reduced.singular_values
+        return _without_operator(states, recipe, STILL, sigma, error, trusted)
     values = torch.linalg.eigvals(operator)
     if unstable != "keep" and bool((values.abs() > 1).any()):
         p = shrinker(operator, unstable)
@@ -193,6 +215,20 @@ def fit_block(
         values,
         error,
         trusted,
+    )
+
+
+def _mean(fits: list[tuple[float, BlockFit]]) -> BlockFit:
+    """The weighted mean of several fits, which may be of different groups of snapshots.
+
+    Those without a well-conditioned eigenbasis are left out, unless no other is left.
+    """
+    usable = [(w, f) for w, f in fits if f.status == OK and eigenbasis(f.operator)[2]]
+    if not usable:
+        return fits[0][1]
+    total = sum(weight for weight, _ in usable)
+    return dataclasses.replace(
+        usable[0][1], mean_of=tuple((weight / total, fit) for weight, fit in usable)
     )
 
 
@@ -247,6 +283,9 @@ def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
 
 def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
     """Weights (len(horizons), n_b) at the given horizons, in recorded intervals (0 = now)."""
+    if fit.mean_of:
+        each = [weight * (predict_block(one, horizons) - fit.last) for weight, one in fit.mean_of]
+        return fit.last + torch.stack(each).sum(0)
     if fit.status == NON_FINITE:
         return torch.full((len(horizons), fit.last.shape[0]), math.nan, dtype=fit.last.dtype)
     if fit.status == STILL:

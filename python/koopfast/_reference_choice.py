@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,24 +17,23 @@ from torch import Tensor
 
 from koopfast._reference_reduced import Reduction, reduce, shrinker, trusted_intervals
 
-# The rank that is tried first, and those that must do clearly better to be taken instead.
-FULL_RANK, OTHER_RANKS, MOST_RANK = 16, (1, 2, 4, 8, 64), 64
-RANKS_OF_ESTIMATORS, RANKS_OF_STATES = (8, 16), (2, 4, 8)
+# The rank of least squares, the ranks of states, and the most directions of what is chosen.
+FULL_RANK, RANKS_OF_STATES, MOST_RANK = 16, (2, 4, 8), 96
 DELAYS, PREFERRED_DELAYS = (1, 2, 4, 8), 8
 # A window is divided into this many groups, whatever its snapshots' number.
-MOST_GROUPS, LEAST_GROUPS, PREFERRED_GROUPS = 128, 10, 32
+MOST_GROUPS, LEAST_GROUPS, PREFERRED_GROUPS = 128, 16, 32
 # What an octave away from the preferred groups or delays costs, and what a challenger must gain, in
-# logarithms of the error.
-PENALTY, MARGIN = 0.1, 0.3
-# What the later of the two splits counts: it sees more of the window, and how it ends.
-RECENT_WEIGHT = 2 / 3
+# logarithms of the error; and the error below which nothing is challenged.
+PENALTY, MARGIN, GOOD_ERROR = 0.1, 1.0, 0.1
+# The last 1/2, 1/3 and 1/6 of the window are predicted, and what these errors count.
+PARTS, WEIGHTS = (2, 3, 6), (0.3, 0.4, 0.3)
 # Smaller errors are rounding: no reason to prefer one operator to another.
 LEAST_ERROR, MOST_ERROR = 1e-6, 1e3
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an operator is fitted to, and how; any field but ``wanted`` may be "auto"."""
+    """What an operator is fitted to, and how; any field before the rank may be "auto"."""
 
     observables: str
     delays: int | str
@@ -42,6 +41,7 @@ class Recipe:
     estimator: str  # or "symmetric"
     rank: int  # the most
     wanted: Reduction
+    half: bool = False  # fitted to the window's last half
 
 
 def observe(states: Tensor, observables: str, average: int = 1) -> Tensor:
@@ -52,6 +52,11 @@ def observe(states: Tensor, observables: str, average: int = 1) -> Tensor:
     groups = len(states) // average
     means = states[len(states) - groups * average :].reshape(groups, average, -1).mean(1)
     return means if observables == "state" else means[1:] - means[:-1]
+
+
+def latest(states: Tensor, recipe: Recipe) -> Tensor:
+    """The snapshots that an operator is fitted to: all, or the last half."""
+    return states[len(states) // 2 :] if recipe.half else states
 
 
 def embed(observed: Tensor, delays: int) -> Tensor:
@@ -69,6 +74,7 @@ def in_groups(horizon: float, average: int) -> float:
 def predicted(states: Tensor, tail: int, recipe: Recipe) -> Tensor | None:
     """Displacements after these snapshots, (tail, n_b), or None where no operator can be fitted."""
     a, q = int(recipe.block_average), int(recipe.delays)
+    states = latest(states, recipe)
     observed = observe(states, recipe.observables, a)
     if len(observed) < q + 1:
         return None
@@ -103,67 +109,84 @@ def error_of(moved: Tensor | None, truth: Tensor) -> float:
     return error if error < MOST_ERROR else MOST_ERROR  # NaN compares false
 
 
-def score(states: Tensor, recipe: Recipe) -> float:
-    """Mean logarithm of the errors of predicting the window's rest from 1/2 and 2/3 of it."""
+def heads(m: int) -> list[int]:
+    return [m - max(1, (m - 1) // part) for part in PARTS]
+
+
+def predictions(states: Tensor, recipe: Recipe) -> list[Tensor | None]:
+    """What the recipe predicts for the rest of the window from each of its heads."""
+    m = len(states)
+    return [predicted(states[:head], m - head, recipe) for head in heads(m)]
+
+
+def score(states: Tensor, moved: Sequence[Tensor | None]) -> float:
+    """Mean logarithm of the errors of these predictions."""
     total = 0.0
-    for head, weight in zip(heads(len(states)), (1 - RECENT_WEIGHT, RECENT_WEIGHT), strict=True):
+    for head, weight, own in zip(heads(len(states)), WEIGHTS, moved, strict=True):
         truth = states[head:] - states[head - 1]
-        error = error_of(predicted(states[:head], len(truth), recipe), truth)
-        total += weight * math.log(max(error, LEAST_ERROR))
+        total += weight * math.log(max(error_of(own, truth), LEAST_ERROR))
     return total
 
 
-def heads(m: int) -> tuple[int, int]:
-    return m - max(1, (m - 1) // 2), m - max(1, (m - 1) // 3)
+def averages(count: int, half: bool, wanted: Recipe) -> Iterator[int]:
+    """Lengths of groups for a window, or for its last half of so many snapshots."""
+    if wanted.block_average != "auto":
+        if not half:
+            yield int(wanted.block_average)
+        return
+    least = a = next(2**e for e in range(64) if count // 2**e <= MOST_GROUPS)
+    while count // a >= LEAST_GROUPS or (a == least and not half):
+        yield a
+        a *= 2
 
 
-def filters(m: int, wanted: Recipe) -> Iterator[tuple[int, int, float]]:
-    """Averages and delays to try, and what their distance from those preferred costs."""
-    averages, delays = [wanted.block_average], [wanted.delays]
-    if wanted.block_average == "auto":
-        least = next(2**e for e in range(64) if m // 2**e <= MOST_GROUPS)
-        more = (least * 2**e for e in range(1, 64))
-        averages = [least, *(a for a in more if m // a >= LEAST_GROUPS)]
-    if wanted.delays == "auto":
-        delays = list(DELAYS)
-    for a in map(int, averages):
-        for q in map(int, delays):
-            if m // a - (wanted.observables != "state") < q + 1:
+def filters(m: int, delays: int, wanted: Recipe) -> Iterator[tuple[int, bool, float]]:
+    """Averages and parts of the window, and what their distance from those preferred costs."""
+    for half in (False, True):
+        count = m - m // 2 if half else m
+        for a in averages(count, half, wanted):
+            if count // a - (wanted.observables != "state") < delays + 1:
                 continue  # not one pair
             far = 0.0
             if wanted.block_average == "auto":
-                far += abs(math.log2(m // a / PREFERRED_GROUPS))
+                far += abs(math.log2(count / a / PREFERRED_GROUPS))
             if wanted.delays == "auto":
-                far += abs(math.log2(q / PREFERRED_DELAYS))
-            yield a, q, PENALTY * far
+                far += abs(math.log2(delays / PREFERRED_DELAYS))
+            yield a, half, PENALTY * far
 
 
 def challengers(best: Recipe, wanted: Recipe, any_rank: bool) -> Iterator[Recipe]:
-    """Other ranks, estimators and states, with the averages and delays of the best."""
-
-    def with_ranks(recipe: Recipe, ranks: tuple[int, ...]) -> Iterator[Recipe]:
-        for rank in ranks if any_rank else (wanted.rank,):
-            if rank < 2 * wanted.rank:
-                yield dataclasses.replace(recipe, rank=min(rank, wanted.rank))
-
-    if any_rank:
-        yield from with_ranks(best, OTHER_RANKS)
+    """Other estimators and states, with the averages and delays of the best."""
+    best = dataclasses.replace(best, half=False)
     if wanted.estimator == "auto":
         for estimator in ("symmetric", "total_least_squares", "forward_backward"):
             if estimator != "forward_backward" or wanted.wanted.ridge == 0:
-                recipe = dataclasses.replace(best, estimator=estimator)
-                yield from with_ranks(recipe, RANKS_OF_ESTIMATORS)
+                yield dataclasses.replace(best, estimator=estimator)
     if wanted.observables == "auto":
-        yield from with_ranks(dataclasses.replace(best, observables="state"), RANKS_OF_STATES)
+        for rank in RANKS_OF_STATES if any_rank else (wanted.rank,):
+            if rank < 2 * wanted.rank:
+                yield dataclasses.replace(best, observables="state", rank=min(rank, wanted.rank))
 
 
-def choose(states: Tensor, wanted: Recipe) -> tuple[Recipe, float, float]:
-    """The recipe for a block's states (m, n_b), its error in the hindcast and trusted horizon.
+def mean(members: Sequence[tuple[float, list[Tensor | None]]], split: int) -> Tensor | None:
+    """Weighted mean of what several operators predict from one head."""
+    total = None
+    for weight, moved in members:
+        own = moved[split]
+        if own is not None:
+            total = weight * own + (0 if total is None else total)
+    return total
 
-    First least squares with all averages and delays: the lowest score, those near the preferred
-    ones favoured. Then other ranks, estimators and states, which must score better by MARGIN. Most
-    of the candidates differ by chance, and preference and margin keep chance out. Rank 0, stand
-    still (error 1), wins where no operator does better.
+
+def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], float, float]:
+    """Recipes for a block's states (m, n_b) whose mean predicts, with their weights, heaviest
+    first; its error in the hindcast and trusted horizon.
+
+    First least squares: for every number of delays the average and part of the window of the lowest
+    score, those near the preferred ones favoured. The mean of what they predict, weighted by the
+    inverse of their errors, has less chance in it than any of them. Other estimators and states
+    take its place only if they score better by MARGIN. Rank 0, stand still (error 1), wins where
+    nothing does better.
     """
     any_rank = wanted.wanted.rank == "auto"
     plain = dataclasses.replace(
@@ -173,27 +196,40 @@ def choose(states: Tensor, wanted: Recipe) -> tuple[Recipe, float, float]:
         block_average=1 if wanted.block_average == "auto" else wanted.block_average,
         estimator="least_squares" if wanted.estimator == "auto" else wanted.estimator,
     )
+    m, still = len(states), dataclasses.replace(plain, rank=0)
     needed = int(plain.delays) + (2 if plain.observables == "increments" else 1)
-    if len(states) < int(plain.block_average) * needed + 2:
-        return plain, math.nan, math.nan
-    if any(bool((states[head:] == states[head - 1]).all()) for head in heads(len(states))):
-        return dataclasses.replace(plain, rank=0), 1.0, 0.0
+    if m < int(plain.block_average) * needed + 2:
+        return [(1.0, plain)], math.nan, math.nan
+    if any(bool((states[head:] == states[head - 1]).all()) for head in heads(m)):
+        return [(1.0, still)], 1.0, 0.0
     full = min(FULL_RANK, wanted.rank) if any_rank else wanted.rank
-    best, best_score, lowest = plain, math.inf, math.inf
-    for a, q, penalty in filters(len(states), wanted):
-        recipe = dataclasses.replace(plain, block_average=a, delays=q, rank=full)
-        own = score(states, recipe)
-        if own + penalty < lowest:
-            best, best_score, lowest = recipe, own, own + penalty
-    bar = best_score - MARGIN
-    for recipe in challengers(best, wanted, any_rank):
-        own = score(states, recipe)
-        if own < bar:
-            best, best_score, bar = recipe, own, own
-    if not best_score < 0:
-        return dataclasses.replace(best, rank=0), 1.0, 0.0
-    head = heads(len(states))[1]
+    best: list[tuple[float, Recipe, list[Tensor | None]]] = []
+    for q in DELAYS if wanted.delays == "auto" else (int(wanted.delays),):
+        own = []
+        for a, half, penalty in filters(m, q, wanted):
+            recipe = dataclasses.replace(plain, delays=q, block_average=a, half=half, rank=full)
+            moved = predictions(states, recipe)
+            own.append((score(states, moved) + penalty, recipe, moved))
+        best += [min(own, key=lambda candidate: candidate[0])] if own else []
+    best.sort(key=lambda candidate: candidate[0])
+    if plain.observables == "state" or not any_rank:
+        del best[1:]  # a mean is of displacements, and of more directions than each
+    weights = [math.exp(best[0][0] - own) for own, _, _ in best]
+    weights = [weight / sum(weights) for weight in weights]
+    chosen = [(weight, recipe) for weight, (_, recipe, _) in zip(weights, best, strict=True)]
+    weighed = [(weight, moved) for weight, (_, _, moved) in zip(weights, best, strict=True)]
+    moved = [mean(weighed, split) for split in range(len(PARTS))]
+    lowest = score(states, moved)
+    bar = lowest - MARGIN if lowest >= math.log(GOOD_ERROR) else -math.inf
+    if bar > -math.inf:
+        for recipe in challengers(best[0][1], wanted, any_rank):
+            other = predictions(states, recipe)
+            if (own_score := score(states, other)) < bar:
+                chosen, moved, lowest, bar = [(1.0, recipe)], other, own_score, own_score
+    if not lowest < 0:
+        return [(1.0, dataclasses.replace(best[0][1], rank=0))], 1.0, 0.0
+    head = heads(m)[1]
     truth = states[head:] - states[head - 1]
-    moved = predicted(states[:head], len(truth), best)
-    trusted = 0.0 if moved is None else trusted_intervals(moved, truth)
-    return best, error_of(moved, truth), trusted
+    reported = moved[1]
+    trusted = 0.0 if reported is None else trusted_intervals(reported, truth)
+    return chosen, error_of(reported, truth), trusted

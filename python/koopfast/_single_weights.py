@@ -136,6 +136,7 @@ class SingleWeights:
             delays=ones,
             block_average=ones,
             estimator=torch.full_like(self.status, self.estimator),
+            mixture=torch.zeros((len(index), 0, 4), dtype=torch.float64),
             origin_offsets=torch.zeros_like(index),
             singular_values=sigma,
             singular_offsets=torch.arange(len(index) + 1),

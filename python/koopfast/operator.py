@@ -23,7 +23,23 @@ from koopfast.partition import Partition
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Choice", "KoopmanOperator"]
+__all__ = ["Choice", "KoopmanOperator", "Member"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the operators whose weighted mean a block's operator is.
+
+    Attributes:
+        delays, block_average: what it observes.
+        snapshots: how many of the window's last ones it is fitted to.
+        weight: what its prediction counts; those of a block's members sum to one.
+    """
+
+    delays: int
+    block_average: int
+    snapshots: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -32,11 +48,13 @@ class Choice:
 
     Attributes:
         observables: "state" or "increments".
-        delays: consecutive observables in one.
-        block_average: snapshots in a group whose mean is observed.
+        delays: consecutive observables in one; the heaviest member's, where there are several.
+        block_average: snapshots in a group whose mean is observed; likewise.
         estimator: "least_squares", "symmetric", "forward_backward" or "total_least_squares".
         rank: directions kept; 0 for a block that stands still.
         hindcast_error, trusted_horizon: the block's, as :class:`KoopmanOperator` says.
+        members: what was fitted to a block for which something was chosen, heaviest first. Of
+            several, the block's operator is the mean, in recorded intervals.
     """
 
     observables: str
@@ -46,6 +64,7 @@ class Choice:
     rank: int
     hindcast_error: float
     trusted_horizon: float
+    members: tuple[Member, ...] = ()
 
 
 class KoopmanOperator:
@@ -159,10 +178,12 @@ class KoopmanOperator:
             partition: the blocks (default: one block of all weights).
             auto: choose observables, rank, delays, block_average and estimator for each block from
                 its own snapshots, as far as they are left at their defaults; each can also be
-                "auto" by itself. Candidates are fitted to the window's first half and first two
-                thirds and judged by the displacement they predict for the rest, in the small
-                form: no pass over the weights is added, so the cost does not depend on their
-                number. docs/auto.md has the rule, what it was tested on, and what it costs.
+                "auto" by itself. Candidates are fitted to the window's first half, two thirds and
+                five sixths and judged by the displacement they predict for the rest, in the
+                small form: no pass over the weights is added, so the cost does not depend on
+                their number. The best for each number of delays are combined: the block's
+                operator predicts the mean of what they predict, weighted by the inverse of their
+                errors. docs/auto.md has the rule, what it was tested on, and what it costs.
             observables: "state", the weights w_t, as in the paper (U = F' F^+, section 3); or
                 "increments", d_t = w_{t+1} - w_t, so that w_{m+T} = w_m + sum_k A^k d_last. The
                 second is the same as an affine operator and the more accurate where training is
@@ -363,14 +384,20 @@ class KoopmanOperator:
     def chosen(self, block: int) -> Choice:
         """What one block was fitted with, chosen from its snapshots or given."""
         fitted = self._fitted
+        members = tuple(
+            Member(int(delays), int(average), int(snapshots), weight)
+            for delays, average, snapshots, weight in fitted.mixture[block].tolist()
+            if weight > 0
+        )
         return Choice(
             observables="increments" if fitted.increments[block] else "state",
             delays=int(fitted.delays[block]),
-            block_average=int(fitted.block_average[block]),
+            block_average=members[0].block_average if members else int(fitted.block_average[block]),
             estimator=_ops.ESTIMATOR_NAMES[int(fitted.estimator[block])],
             rank=int(self.rank[block]),
             hindcast_error=float(self.hindcast_error[block]),
             trusted_horizon=float(self.trusted_horizon[block]),
+            members=members,
         )
 
     @property
