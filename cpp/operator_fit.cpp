@@ -117,10 +117,11 @@ bool store_mean(const Block& block, Choice& choice, const OperatorArrays& out, i
   for (const Member& member : choice.members) {
     Lifted own = block.fitted(block.observables(member), member);
     Matrix& op = own.fit.op;
+    if (op.rows() == 0) continue;
     const Unstable unstable = member.options.unstable;
     const Eigenbasis basis =
         unstable == Unstable::keep ? eigenbasis(op) : move_to_unit_disc(op, own.lift, unstable);
-    if (op.rows() == 0 || !basis.usable) continue;
+    if (!basis.usable) continue;
     const int64_t a = member.options.block_average;
     if (!mixture) mixture = std::make_unique<Mixture>(own.lift.rows());
     if (!mixture->add(basis, own.fit.start, own.lift, block.start(a), a, member.weight,
