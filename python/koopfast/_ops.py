@@ -541,8 +541,13 @@ def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
     """Room for the fit of every block in its dual form, for :func:`fit_grams`."""
     rows = torch.full_like(table.sizes, m)
     capacity = rank_capacity(options, m, table.sizes)
-    averaged = options.block_average != 1
-    return unfitted(torch.ones_like(rows, dtype=torch.bool), rows, capacity, averaged=averaged)
+    return unfitted(
+        torch.ones_like(rows, dtype=torch.bool),
+        rows,
+        capacity,
+        averaged=options.block_average != 1,
+        mixed=bool(options.chosen),
+    )
 
 
 def observed_grams(
