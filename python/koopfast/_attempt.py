@@ -14,6 +14,7 @@ from torch import Tensor
 
 from koopfast._adaptive import Predictions
 from koopfast._distributed import Alone, fit_failures
+from koopfast._rehearsal import Rehearsal
 from koopfast._savepoint import Savepoint
 from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller
@@ -71,6 +72,23 @@ class Attempt:
             return KoopmanOperator.fit(
                 self.snapshots.snapshots, self.partition, **dataclasses.asdict(options)
             )
+
+    def foresee(self, rehearsal: Rehearsal) -> tuple[int, list[int], Tensor] | None:
+        """The window's span, horizons in optimizer steps, and the weights predicted there (k, n).
+
+        None where nothing can be predicted.
+
+        Raises:
+            FitFailure: there is no memory for it, or the like.
+        """
+        operator = self.fit()
+        if operator.failure() is not None:
+            return None
+        stride = self.snapshots.stride
+        span = (self.snapshots.count - 1) * stride
+        horizons = rehearsal.horizons(span)
+        rows = self._predictor(operator)([(h + self.lag) / stride for h in horizons])
+        return span, horizons, rows
 
     def judge(
         self,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from koopfast._attempt import Attempt, probed, refused
 from koopfast._costs import Since, seconds
 from koopfast._distributed import FitFailure
 from koopfast._notices import Notices
+from koopfast._rehearsal import Rehearsal
 from koopfast._savepoint import (
     Buffers,
     OptimizerState,
@@ -26,7 +27,7 @@ from koopfast._savepoint import (
 )
 from koopfast._team import ProcessGroup, team_of
 from koopfast._watch import RateWatch, StepWatch, WeightWatch
-from koopfast._window import new_buffer
+from koopfast._window import Schedule, new_buffer
 from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller, ControllerMark
 from koopfast.errors import CheckpointError, ConfigError, ParameterChangedError
@@ -72,10 +73,16 @@ class Engine:
         self._model = model
         self._optimizer = optimizer
         self._team = team_of(model, optimizer, process_group)
+        if config.dry_run and self._team.size > 1:
+            raise ConfigError(
+                f"dry_run: expected one process, got {self._team.size} that train together; look "
+                "at the dry run of one of them alone"
+            )
         self._parameters = self._team.parameters(model, optimizer)
         self._partition = self._team.partition(config, model, self._parameters)
         self._controller = self._new_controller()
-        self._snapshots = new_buffer(config, self._parameters, self._partition, self._controller)
+        self._rehearsal = Rehearsal(config) if config.dry_run else None
+        self._snapshots = new_buffer(config, self._parameters, self._partition, self._schedule)
         self._weight_watch = WeightWatch(self._parameters)
         self._rate_watch = RateWatch(optimizer)
         self._step_watch = StepWatch(optimizer, self._before_step)
@@ -134,6 +141,8 @@ class Engine:
         rate_changed = self._rate_watch.changed(self._snapshots.begun)
         if not self._enabled:
             return None
+        if self._rehearsal is not None and self._rehearsal.due(counters.optimizer_steps):
+            self._compare(self._rehearsal, probe)
         if self._idle > 0:
             self._idle -= 1
             return None
@@ -155,6 +164,9 @@ class Engine:
             self._look_ahead(probe)
             return None
         if self._split_where_broken():
+            return None
+        if self._rehearsal is not None:
+            self._rehearse(self._rehearsal, probe)
             return None
         if probe is None and self.config.guard == "probe":
             self._restart_window()
@@ -216,6 +228,50 @@ class Engine:
         self._restart_window()
         return None
 
+    @property
+    def _schedule(self) -> Schedule | None:
+        """Who says how to record, where that varies."""
+        return _schedule(self._controller, self._rehearsal)
+
+    def _rehearse(self, rehearsal: Rehearsal, probe: Probe | None) -> None:
+        """The window of a dry run is full: predict, and keep that for later."""
+        attempt = self._new_attempt()
+        try:
+            ahead = attempt.foresee(rehearsal)
+        except FitFailure as failure:
+            ahead = None
+            self._notices.warn("operator", f"nothing is predicted: {failure}")
+        if ahead is not None:
+            span, horizons, rows = ahead
+            losses = self._losses(rows, probe)
+            start = self._parameters.read()
+            step = self.history.counters.optimizer_steps
+            rehearsal.expect(step, span, horizons, rows, start, losses)
+        rehearsal.next_window()
+        self._restart_window()
+
+    def _compare(self, rehearsal: Rehearsal, probe: Probe | None) -> None:
+        """The time has come that something was predicted of."""
+        real = self._parameters.read()
+        loss = self._losses((), probe)[0]
+        step = self.history.counters.optimizer_steps
+        self.history.forecasts += rehearsal.compare(step, real, loss)
+
+    def _losses(self, rows: Iterable[Tensor], probe: Probe | None) -> list[float | None]:
+        """Of the weights in place and of each of ``rows``; None without a probe."""
+        if probe is None:
+            return [None, *(None for _ in rows)]
+        self._jumping = True
+        try:
+            parameters, counters = self._parameters, self.history.counters
+            savepoint = Savepoint(self._model, parameters.parameters, parameters.device)
+            looks = self._guard.losses(parameters, rows, savepoint, probe)
+        finally:
+            self._jumping = False
+        counters.probe_evaluations += sum(len(look.parts) > 0 for look in looks)
+        counters.seconds_probe += sum(look.seconds for look in looks)
+        return [look.loss for look in looks]
+
     def _estimate_gains(self, controller: Controller) -> None:
         """What jumps gained so far, at the pace at which ordinary steps were taken."""
         counters = self.history.counters
@@ -272,16 +328,7 @@ class Engine:
     def _attempt(self, probe: Probe | None, savepoint: Savepoint, look: Look | None) -> JumpRecord:
         """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
         step = self.history.counters.optimizer_steps
-        attempt = Attempt(
-            self.config,
-            self._parameters,
-            self._partition,
-            self._snapshots,
-            self._lag,
-            self._guard,
-            self._controller,
-            self._team,
-        )
+        attempt = self._new_attempt()
         seconds_fit = 0.0
         started = perf_counter()
         try:
@@ -300,6 +347,18 @@ class Engine:
             seconds_predict=seconds_predict,
             rank=Spread.of(operator.rank.cpu().numpy()),
             hindcast_error=Spread.of(operator.hindcast_error.cpu().numpy()),
+        )
+
+    def _new_attempt(self) -> Attempt:
+        return Attempt(
+            self.config,
+            self._parameters,
+            self._partition,
+            self._snapshots,
+            self._lag,
+            self._guard,
+            self._controller,
+            self._team,
         )
 
     def _treatment(self, record: JumpRecord, state: OptimizerState) -> str:
@@ -348,11 +407,11 @@ class Engine:
             )
 
     def _restart_window(self) -> None:
-        controller = self._controller
-        if controller is None:
+        schedule = self._schedule
+        if schedule is None:
             self._snapshots.clear()
         else:
-            self._rows.clear(stride=controller.stride, average=controller.average)
+            self._rows.clear(stride=schedule.stride, average=schedule.average)
         self._weight_watch.forget()
         self._lag = 0
         self._broken = 0
@@ -361,6 +420,8 @@ class Engine:
         """What comes is not to be compared with what was."""
         if self._controller is not None:
             self._controller.forget()
+        if self._rehearsal is not None:
+            self._rehearsal.forget()
         self._restart_window()
 
     def _break(self, cause: int) -> None:
@@ -431,20 +492,23 @@ class Engine:
     ) -> tuple[
         SnapshotBuffer | MomentBuffer,
         Controller | None,
+        Rehearsal | None,
         ReturnPoint | None,
         _training_state.TrainingState,
     ]:
         """What is in ``state``, if it fits; nothing is changed."""
         self._refuse_reentry()
         controller = self._new_controller()
-        snapshots = new_buffer(self.config, self._parameters, self._partition, controller)
-        loaded = _training_state.unpack(state, self.config, self._parameters, snapshots, controller)
+        rehearsal = Rehearsal(self.config) if self.config.dry_run else None
+        schedule = _schedule(controller, rehearsal)
+        snapshots = new_buffer(self.config, self._parameters, self._partition, schedule)
+        loaded = _training_state.unpack(state, self.config, self._parameters, snapshots, schedule)
         undo = None
         if state["undo"] is not None and not loaded.elsewhere:
             undo = self._return_point()
             undo.load_state_dict(state["undo"])
         self._parameters.check_unchanged(self._model)
-        return snapshots, controller, undo, loaded
+        return snapshots, controller, rehearsal, undo, loaded
 
     def spread_window(self) -> dict[str, Tensor] | None:
         """The recorded window as distributed tensors that can be loaded into, where it is sharded.
@@ -477,6 +541,7 @@ class Engine:
         self,
         snapshots: SnapshotBuffer | MomentBuffer,
         controller: Controller | None,
+        rehearsal: Rehearsal | None,
         undo: ReturnPoint | None,
         loaded: _training_state.TrainingState,
     ) -> None:
@@ -484,6 +549,7 @@ class Engine:
         self.operator = None
         self._snapshots = snapshots
         self._controller = controller
+        self._rehearsal = rehearsal
         self._since_begin, self._since_paid = Since(), Since()
         self._enabled = loaded.enabled
         self._idle = loaded.idle
@@ -517,6 +583,10 @@ class Engine:
             rates=self._rate_watch.rates,
             largest_rates=self._rate_watch.largest,
             noted=self._weight_watch.noted,
-            controller=self._controller,
+            schedule=self._schedule,
             undo=self._undo_state(),
         )
+
+
+def _schedule(controller: Controller | None, rehearsal: Rehearsal | None) -> Schedule | None:
+    return rehearsal if rehearsal is not None and rehearsal.varies else controller

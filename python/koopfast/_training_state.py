@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from koopfast._window import Schedule
 from koopfast.config import KoopmanConfig
-from koopfast.controller import Controller
 from koopfast.errors import CheckpointError, ConfigError, KoopfastError
 from koopfast.history import History
 from koopfast.moments import MomentBuffer
@@ -73,7 +73,7 @@ def pack(
     rates: Iterable[float],
     largest_rates: Iterable[float],
     noted: Tensor | None,
-    controller: Controller | None,
+    schedule: Schedule | None,
     undo: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The state as a dict that ``torch.load(weights_only=True)`` reads."""
@@ -91,7 +91,7 @@ def pack(
         "rates": list(rates),
         "largest_rates": list(largest_rates),
         "noted": noted,
-        "controller": None if controller is None else controller.state_dict(),
+        "controller": None if schedule is None else schedule.state_dict(),
         "undo": undo,
         "layout": parameters.layout,
     }
@@ -102,7 +102,7 @@ def unpack(
     config: KoopmanConfig,
     parameters: ParameterVector,
     snapshots: SnapshotBuffer | MomentBuffer,
-    controller: Controller | None = None,
+    schedule: Schedule | None = None,
 ) -> TrainingState:
     """Check ``state`` against a trainer's configuration and parameters and read it.
 
@@ -111,7 +111,7 @@ def unpack(
         config: the trainer's.
         parameters: the trainer's.
         snapshots: a new buffer, filled here.
-        controller: a new one, set here, where the configuration is adaptive.
+        schedule: a new one, set here, where the stride varies.
 
     Raises:
         CheckpointError: anything is missing, unknown, malformed or different.
@@ -155,9 +155,9 @@ def unpack(
             f"state['largest_rates']: expected {len(loaded.rates)} of them, as 'rates' has, got "
             f"{len(loaded.largest_rates)}"
         )
-    if controller is not None and isinstance(snapshots, SnapshotBuffer):
-        controller.load_state_dict(state["controller"])
-        snapshots.clear(stride=controller.stride, average=controller.average)
+    if schedule is not None and isinstance(snapshots, SnapshotBuffer):
+        schedule.load_state_dict(state["controller"])
+        snapshots.clear(stride=schedule.stride, average=schedule.average)
     if loaded.elsewhere:
         return dataclasses.replace(loaded, lag=0, noted=None)
     try:

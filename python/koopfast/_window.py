@@ -3,24 +3,39 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from koopfast.config import KoopmanConfig
-from koopfast.controller import Controller
 from koopfast.errors import ConfigError
 from koopfast.moments import DEFAULT_MAX_BYTES, MomentBuffer
 from koopfast.parameters import ParameterVector
 from koopfast.partition import Partition
 from koopfast.snapshots import SnapshotBuffer
 
-__all__ = ["new_buffer"]
+__all__ = ["Schedule", "new_buffer"]
+
+
+class Schedule(Protocol):
+    """How to record from one window to the next, where that varies."""
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def average(self) -> bool: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 def new_buffer(
     config: KoopmanConfig,
     parameters: ParameterVector,
     partition: Partition,
-    controller: Controller | None,
+    schedule: Schedule | None,
 ) -> SnapshotBuffer | MomentBuffer:
-    """An empty window as ``config`` wants it, with the stride that ``controller`` begins with.
+    """An empty window as ``config`` wants it, with the stride that ``schedule`` begins with.
 
     Raises:
         ConfigError: it would take more memory than ``config`` allows.
@@ -38,10 +53,10 @@ def new_buffer(
             capacity=config.snapshots,
             max_bytes=DEFAULT_MAX_BYTES if config.max_bytes is None else config.max_bytes,
         )
-    window, adaptive = config.snapshots, controller is not None
-    # A stride that sets itself may come to average, which takes a row more.
-    stride = 2 if adaptive else config.first_stride
-    average = adaptive or config.average is True
+    window, varies = config.snapshots, schedule is not None
+    # Where the stride varies it may come to average, which takes a row more.
+    stride = 2 if varies else config.first_stride
+    average = varies or config.average is True
     buffer = SnapshotBuffer(
         parameters, window, stride=stride, average=average, offload=config.offload
     )
@@ -56,6 +71,6 @@ def new_buffer(
             f"{fewer if fits >= config.least_snapshots else ''}"
             "freeze parameters that need no prediction"
         )
-    if controller is not None:
-        buffer.clear(stride=controller.stride, average=controller.average)
+    if schedule is not None:
+        buffer.clear(stride=schedule.stride, average=schedule.average)
     return buffer

@@ -32,6 +32,7 @@ _LEAST_OR_AUTO: dict[str, int] = {"window": 2, "stride": 1}
 # nothing adapts, longer ones with a stride are what most trainings need.
 _ADAPTIVE_WINDOW = 12
 _FIXED_WINDOW, _FIXED_STRIDE = 32, 4
+_REHEARSED_STRIDES = (1, 4, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,10 @@ class KoopmanConfig(FitOptions):
         max_bytes: most bytes that the snapshots of a window may take; None for no limit.
         offload: keep the snapshots of a model on a CUDA device in pinned host memory, and fit
             there; they are copied while training goes on.
+        dry_run: never jump: predict, wait until training is there, and note in
+            ``history.forecasts`` how right it was (:meth:`koopfast.History.outlook`). Weights under
+            trial are in the model only while the probe runs. A stride that would set itself is 1,
+            4 and 16 in turn.
 
     Raises:
         ConfigError: a field has a value that cannot work; the message names it.
@@ -123,6 +128,7 @@ class KoopmanConfig(FitOptions):
     overhead: float | None = 0.05
     max_bytes: int | None = None
     offload: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,10 +149,9 @@ class KoopmanConfig(FitOptions):
                     "overhead: expected a share of the training time above 0 and up to 1, or None, "
                     f"got {given!r}"
                 )
-        if not isinstance(self.streaming, bool):
-            raise ConfigError(f"streaming: expected True or False, got {self.streaming!r}")
-        if not isinstance(self.offload, bool):
-            raise ConfigError(f"offload: expected True or False, got {self.offload!r}")
+        for field in ("streaming", "offload", "dry_run"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
         if self.streaming and self.offload:
             raise ConfigError(
                 "offload: with streaming=True no snapshots are kept, got True; leave out one"
@@ -251,14 +256,23 @@ class KoopmanConfig(FitOptions):
     def adaptive(self) -> bool:
         """Whether stride, horizon and the moments to jump set themselves."""
         sets_itself = self.stride == "auto" and self.horizon == "search"
-        return sets_itself and self.guard == "probe" and not self.streaming
+        kept = not self.streaming and not self.dry_run
+        return sets_itself and self.guard == "probe" and kept
+
+    @property
+    def rehearsed_strides(self) -> tuple[int, ...]:
+        """Strides that a dry run takes in turn."""
+        if self.dry_run and self.stride == "auto" and not self.streaming:
+            return _REHEARSED_STRIDES
+        return (self.first_stride,)
 
     @property
     def snapshots(self) -> int:
         """Snapshots in a window, "auto" resolved."""
         if self.window != "auto":
             return self.window
-        return max(self.least_snapshots, _ADAPTIVE_WINDOW if self.adaptive else _FIXED_WINDOW)
+        short = self.adaptive or len(self.rehearsed_strides) > 1
+        return max(self.least_snapshots, _ADAPTIVE_WINDOW if short else _FIXED_WINDOW)
 
     @property
     def first_stride(self) -> int:

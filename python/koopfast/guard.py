@@ -93,6 +93,30 @@ class Guard:
             savepoint.restore()
             raise
 
+    def losses(
+        self,
+        parameters: ParameterVector,
+        rows: Iterable[Tensor],
+        savepoint: Savepoint,
+        probe: Probe,
+    ) -> list[Look]:
+        """The losses at the weights in place and at each of ``rows`` (n,), which none stays of.
+
+        That of weights that are not finite is NaN. Errors as :meth:`judge`.
+        """
+        try:
+            timed = _Timed(self, probe)
+            looks = [timed.look(savepoint)]
+            for weights in rows:
+                if _is_finite(parameters, weights):
+                    parameters.write(weights)
+                    looks.append(timed.look(savepoint))
+                else:
+                    looks.append(Look(math.nan, ()))
+            return looks
+        finally:
+            savepoint.restore()
+
     def judge(
         self,
         parameters: ParameterVector,

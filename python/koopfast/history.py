@@ -10,14 +10,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from koopfast.errors import CheckpointError
 
-__all__ = ["Counters", "EpochRecord", "History", "HistoryMark", "JumpRecord", "Spread"]
+if TYPE_CHECKING:
+    from koopfast._rehearsal import Outlook
+
+__all__ = [
+    "Counters",
+    "EpochRecord",
+    "Forecast",
+    "History",
+    "HistoryMark",
+    "JumpRecord",
+    "Spread",
+]
 
 _Record = TypeVar("_Record")
 
@@ -97,6 +108,32 @@ class EpochRecord:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """One prediction of a dry run, and what training came to.
+
+    Attributes:
+        step: optimizer steps taken when it was made.
+        stride: optimizer steps between the snapshots of its window.
+        horizon: optimizer steps ahead.
+        windows: the same as a multiple of the window.
+        error: the distance between predicted and real weights, as a multiple of the distance that
+            the real ones had moved since: 1 is no better than standing still.
+        loss_before: probed loss when it was made; None without a probe.
+        loss_predicted: probed loss at the predicted weights, NaN where they were not finite.
+        loss_real: probed loss of training at that step.
+    """
+
+    step: int
+    stride: int
+    horizon: int
+    windows: float
+    error: float
+    loss_before: float | None
+    loss_predicted: float | None
+    loss_real: float | None
+
+
 @dataclass
 class Counters:
     """Work done so far; each kind of step is counted apart from the others.
@@ -137,6 +174,13 @@ class History:
     counters: Counters = field(default_factory=Counters)
     jumps: list[JumpRecord] = field(default_factory=list)
     epochs: list[EpochRecord] = field(default_factory=list)
+    forecasts: list[Forecast] = field(default_factory=list)
+
+    def outlook(self) -> Outlook:
+        """What the forecasts of a dry run say together: would jumps help?"""
+        from koopfast._rehearsal import outlook
+
+        return outlook(self.forecasts)
 
     @property
     def validation(self) -> list[tuple[int, float]]:
@@ -161,6 +205,7 @@ class History:
             "counters": dataclasses.asdict(self.counters),
             "jumps": [_jump_to_dict(jump) for jump in self.jumps],
             "epochs": [dataclasses.asdict(epoch) for epoch in self.epochs],
+            "forecasts": [dataclasses.asdict(forecast) for forecast in self.forecasts],
         }
 
     @classmethod
@@ -170,11 +215,14 @@ class History:
         Raises:
             CheckpointError: a key is missing, unknown, or holds something of another kind.
         """
-        top = _exactly(data, {"counters", "jumps", "epochs"}, "history")
+        if isinstance(data, Mapping):
+            data = {"forecasts": [], **data}
+        top = _exactly(data, {"counters", "jumps", "epochs", "forecasts"}, "history")
         return cls(
             counters=_parse(Counters, top["counters"], _COUNTER_FIELDS, "history.counters"),
             jumps=_parse_all(JumpRecord, top["jumps"], _JUMP_FIELDS, "history.jumps"),
             epochs=_parse_all(EpochRecord, top["epochs"], _EPOCH_FIELDS, "history.epochs"),
+            forecasts=_parse_all(Forecast, top["forecasts"], _FORECAST_FIELDS, "history.forecasts"),
         )
 
     def summary(self) -> str:
@@ -199,6 +247,8 @@ class History:
         if self.validation:
             step, value = self.validation[-1]
             rows.append(("last validation", f"{value:.6g} at step {step}"))
+        if self.forecasts:
+            rows.append(("dry run", self.outlook().in_words()))
         if self.jumps:
             last = self.jumps[-1]
             rows.append(("last jump", f"at step {last.step}: {last.reason}"))
@@ -292,6 +342,16 @@ _EPOCH_FIELDS: _Parsers = {
     "loss": _number,
     "validation": _optional_number,
     "seconds": _number,
+}
+_FORECAST_FIELDS: _Parsers = {
+    "step": _integer,
+    "stride": _integer,
+    "horizon": _integer,
+    "windows": _number,
+    "error": _number,
+    "loss_before": _optional_number,
+    "loss_predicted": _optional_number,
+    "loss_real": _optional_number,
 }
 _JUMP_FIELDS: _Parsers = {
     "step": _integer,

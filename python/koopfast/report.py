@@ -290,6 +290,8 @@ def write_trainer_report(
                 block_table(operator),
             ]
             sections.append(Section("The last operator", spectrum))
+    if history.forecasts:
+        sections.append(Section("Dry run", [outlook_table(history)]))
     sections.append(Section("Jump log", [jump_table(history.jumps, "Every jump that was tried")]))
     sections.append(Section("Settings", [settings_table(config)]))
     page = Page(
@@ -353,6 +355,30 @@ def jump_table(jumps: Sequence[JumpRecord], caption: str, *, folded: bool = Fals
     heads += ["fit + predict, ms", "probe, ms", "median rank", "reason"]
     notes = ["Horizons in optimizer steps; losses as probed."] if rows else ["No jump was tried."]
     return Table(heads, rows, caption, words=(1, 9), folded=folded, notes=notes)
+
+
+def outlook_table(history: History) -> Table:
+    """What a dry run predicted and what came, one row a stride and horizon."""
+    outlook = history.outlook()
+    rows = [
+        [
+            f"{row.stride}",
+            f"{row.horizon:,}",
+            f"{row.windows:.2g}",
+            f"{row.count}",
+            _number(row.error),
+            _number(row.predicted),
+            _number(row.real),
+        ]
+        for row in outlook.rows
+    ]
+    heads = ["stride", "steps ahead", "windows ahead", "predictions", "error of the weights"]
+    heads += ["loss at the prediction", "loss of training then"]
+    notes = [
+        f"{outlook.in_words().capitalize()}.",
+        "Medians. Errors: 1 is no better than standing still. Losses: multiples of that before.",
+    ]
+    return Table(heads, rows, "Predictions and what came of them", words=(), notes=notes)
 
 
 def settings_table(config: KoopmanConfig) -> Table:

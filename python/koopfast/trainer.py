@@ -231,6 +231,10 @@ class KoopmanTrainer(Engine):
         """
         self._refuse_reentry()
         check_probe(probe)
+        if self.config.dry_run:
+            raise ConfigError(
+                "jump_now: dry_run=True never jumps; look at history.outlook() or report()"
+            )
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``koopfast doctor``: would jumps help this training, and how far ahead?
 
-The first part of a trajectory is fitted, the rest is predicted and compared with what came.
+The first part of a trajectory is fitted, the rest is predicted and compared with what came. A
+script that says how to compute its loss is trained under a trainer's dry run.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", metavar="SCRIPT_OR_TRAJECTORY", type=Path,
         help="snapshots (m, n), one state a row, as .npy, .npz or .pt; or a Python script with a "
-        "function make_training() that returns (model, optimizer, step), where step() does one "
-        "optimizer step",
+        "function make_training() that returns (model, optimizer, step) or (model, optimizer, "
+        "step, loss), where step() does one optimizer step and loss() returns the loss of samples "
+        "that stay the same",
     )  # fmt: skip
     parser.add_argument(
         "--fit", type=float, default=0.5, metavar="SHARE",
@@ -52,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=256, help="of a script's training (default: %(default)s)"
     )
     parser.add_argument(
-        "--stride", type=int, default=4, help="steps from snapshot to snapshot (%(default)s)"
-    )
+        "--stride", type=int,
+        help="steps from snapshot to snapshot (default: 4; with a loss 1, 4 and 16 in turn)",
+    )  # fmt: skip
     add_seed(parser, "a script's training")
     add_output_arguments(parser)
 
@@ -101,7 +104,13 @@ class Diagnosis:
 
 def run(options: argparse.Namespace) -> int:
     """Print the diagnosis; the exit code is 0 where jumps would help and 3 where not."""
-    snapshots = _trained(options) if options.what.suffix == ".py" else read_trajectory(options.what)
+    if options.what.suffix == ".py":
+        made = _made(options)
+        if len(made) == 4:
+            return _rehearsed(options, *made)
+        snapshots = _trained(options, *made)
+    else:
+        snapshots = read_trajectory(options.what)
     found = diagnose(snapshots, options.fit)
     ahead = sorted({h for h in (1, 2, 4, 8, 16, 32, 64) if h <= len(found.errors[found.treatment])})
     text = [
@@ -136,6 +145,7 @@ def diagnose(snapshots: Tensor, fit: float = 0.5) -> Diagnosis:
     Raises:
         ConfigError: there are too few snapshots, or ``fit`` is no share.
     """
+    from koopfast._rehearsal import relative_error
     from koopfast.operator import KoopmanOperator
 
     if not 0 < fit < 1:
@@ -145,15 +155,11 @@ def diagnose(snapshots: Tensor, fit: float = 0.5) -> Diagnosis:
     if m < _LEAST:
         raise ConfigError(f"snapshots: expected {_LEAST} or more, got {m}; record more of them")
     head, tail = snapshots[:fitted].contiguous(), snapshots[fitted:].double()
-    last = head[-1].double()
-    moved = (tail - last).norm(dim=1)
     errors = {}
     for name, options in _TREATMENTS.items():
         predicted = KoopmanOperator.fit(head, **options).predict(range(1, m - fitted + 1))
-        away = (predicted.double() - tail).norm(dim=1)
         errors[name] = [
-            float(a / d) if d > 0 else (0.0 if a == 0 else float("inf"))
-            for a, d in zip(away, moved, strict=True)
+            relative_error(row, real, head[-1]) for row, real in zip(predicted, tail, strict=True)
         ]
     best = max(errors, key=lambda name: (_trusted(errors[name]), -errors[name][0]))
     trusted = _trusted(errors[best])
@@ -202,12 +208,9 @@ def read_trajectory(path: Path) -> Tensor:
     return snapshots
 
 
-def _trained(options: argparse.Namespace) -> Tensor:
-    """The trajectory of a script's training."""
+def _made(options: argparse.Namespace) -> tuple[Any, ...]:
+    """What a script's ``make_training()`` returned."""
     import torch
-
-    from koopfast.parameters import ParameterVector, trainable_parameters
-    from koopfast.snapshots import SnapshotBuffer
 
     if not options.what.is_file():
         raise ConfigError(f"{options.what}: expected a script, there is no such file")
@@ -216,23 +219,63 @@ def _trained(options: argparse.Namespace) -> Tensor:
     make: Callable[[], Any] | None = runpy.run_path(
         str(options.what), run_name="koopfast_doctor"
     ).get("make_training")
-    advice = "return (model, optimizer, step), where step() does one optimizer step"
+    advice = (
+        "return (model, optimizer, step), where step() does one optimizer step, or (model, "
+        "optimizer, step, loss)"
+    )
     if make is None:
         raise ConfigError(
             f"{options.what}: expected a function make_training(), got none; {advice}"
         )
     made = make()
-    if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
+    well = isinstance(made, tuple) and len(made) in (3, 4) and all(map(callable, made[2:]))
+    if not well:
         raise ConfigError(f"make_training: got {type(made).__name__}; {advice}")
-    model, optimizer, step = made
-    capacity = options.steps // max(options.stride, 1)
+    return tuple(made)
+
+
+def _rehearsed(
+    options: argparse.Namespace, model: Any, optimizer: Any, step: Any, loss: Any
+) -> int:
+    """Train under a dry run and print what it says."""
+    from koopfast.trainer import KoopmanTrainer
+
+    stride = "auto" if options.stride is None else options.stride
+    trainer = KoopmanTrainer(model, optimizer, dry_run=True, stride=stride)
+    for _ in range(options.steps):
+        step()
+        trainer.after_step(probe=loss)
+    found = trainer.history.outlook()
+    heads = ("stride", "ahead", "windows", "count", "error", "predicted", "real")
+    text = [
+        f"{options.steps} steps; medians of error (1: standing still) and loss (1: as before)",
+        "".join(f"{head:>10}" for head in heads),
+        *("".join(f"{_short(value):>10}" for value in asdict(row).values()) for row in found.rows),
+        "",
+        found.in_words(),
+    ]
+    show(options, {**asdict(found), "verdict": found.in_words()}, text)
+    return 0 if found.helps else _USELESS
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _trained(options: argparse.Namespace, model: Any, optimizer: Any, step: Any) -> Tensor:
+    """The trajectory of a script's training."""
+    from koopfast.parameters import ParameterVector, trainable_parameters
+    from koopfast.snapshots import SnapshotBuffer
+
+    stride = 4 if options.stride is None else options.stride
+    capacity = options.steps // max(stride, 1)
     if capacity < _LEAST:
         raise ConfigError(
             f"--steps: expected {_LEAST} strides or more, got {options.steps} steps with a stride "
-            f"of {options.stride}"
+            f"of {stride}"
         )
     vector = ParameterVector(trainable_parameters(model, optimizer))
-    buffer = SnapshotBuffer(vector, capacity, stride=options.stride)
+    buffer = SnapshotBuffer(vector, capacity, stride=stride)
     while not buffer.full:
         step()
         buffer.record()
