@@ -490,19 +490,22 @@ def horizons_at_once(n: int) -> int:
     return max(1, _PASS_BYTES // (8 * n))
 
 
+def _room_for(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> FittedBlocks:
+    """Room for what a fit with these options leaves of blocks of these sizes and forms."""
+    return unfitted(
+        dual,
+        torch.where(dual, m, sizes),
+        rank_capacity(options, m, sizes),
+        averaged=options.block_average != 1,
+        mixed=bool(options.chosen),
+    )
+
+
 def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
     """Fit every block: the dual form where it has more weights than snapshots, else the primal."""
     m = snapshots.shape[0]
     dual = table.sizes > m
-    rows = torch.where(dual, m, table.sizes)
-    capacity = rank_capacity(options, m, table.sizes)
-    fitted = unfitted(
-        dual,
-        rows,
-        capacity,
-        averaged=options.block_average != 1,
-        mixed=bool(options.chosen),
-    )
+    fitted = _room_for(options, m, table.sizes, dual)
     # Where a host copy is needed, it is made once, not again for every batch.
     in_place = options.method == "gram" and _in_place(snapshots)
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
@@ -539,15 +542,7 @@ def dual_batches(blocks: Tensor, m: int) -> Sequence[Tensor]:
 
 def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
     """Room for the fit of every block in its dual form, for :func:`fit_grams`."""
-    rows = torch.full_like(table.sizes, m)
-    capacity = rank_capacity(options, m, table.sizes)
-    return unfitted(
-        torch.ones_like(rows, dtype=torch.bool),
-        rows,
-        capacity,
-        averaged=options.block_average != 1,
-        mixed=bool(options.chosen),
-    )
+    return _room_for(options, m, table.sizes, torch.ones_like(table.sizes, dtype=torch.bool))
 
 
 def observed_grams(
@@ -730,9 +725,9 @@ def moment_fit(
 
     ``rank="auto"`` predicts the latest ``tail`` observables from those before them.
     """
-    capacity = rank_capacity(options, m, table.sizes)
-    fitted = unfitted(torch.zeros(len(capacity), dtype=torch.bool), table.sizes, capacity)
-    blocks = torch.arange(len(capacity))
+    primal = torch.zeros_like(table.sizes, dtype=torch.bool)
+    fitted = _room_for(options, m, table.sizes, primal)
+    blocks = torch.arange(len(primal))
     own, addresses = fitted.selected(blocks)
     # `owner` must outlive the call: it owns the memory behind the addresses.
     owner, stream_addresses = stream.addresses(table)
