@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from koopfast import _native
+from koopfast._segments import repeated
 from koopfast.errors import KoopmanWarning
-from koopfast.partition import repeated
 
 if TYPE_CHECKING:
     from koopfast._ops import BlockTable

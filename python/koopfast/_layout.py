@@ -14,9 +14,10 @@ from torch import Tensor
 
 from koopfast import _ops
 from koopfast._options import FitOptions
+from koopfast._segments import joined, repeated
 from koopfast.errors import ConfigError, UnsupportedParameterError
 from koopfast.parameters import is_sharded
-from koopfast.partition import Partition, joined, repeated
+from koopfast.partition import Partition
 
 __all__ = ["Cells", "cells_of", "local_indices", "multiplicity", "stacked"]
 

@@ -25,8 +25,9 @@ from torch import Tensor
 from koopfast import _device, _native, _torch_passes
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE
+from koopfast._segments import repeated
 from koopfast.errors import ConfigError
-from koopfast.partition import Partition, repeated
+from koopfast.partition import Partition
 
 # (address, dtype code, m, n, row stride), as SnapshotView of tensor_view.h
 _View: TypeAlias = "tuple[int, int, int, int, int]"
