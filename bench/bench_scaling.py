@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from growth import study
-from koopfast import KoopmanOperator, _ops
+from koopfast import KoopmanOperator, _blocks, _ops
 from trajectories import decaying, equal_blocks
 
 RANK = 8
@@ -64,11 +64,11 @@ def test_choice_by_hindcast(benchmark):
 
     def at(n):
         """All that follows a fit's pass over the snapshots of four blocks."""
-        snapshots, table = decaying(32, n), _ops.BlockTable(equal_blocks(n, n // 4))
+        snapshots, table = decaying(32, n), _blocks.BlockTable(equal_blocks(n, n // 4))
         _, coordinates = _ops.snapshot_svd(snapshots, table, blocks, rows="increments_and_last")
         rows = torch.full_like(table.sizes, 32)
         capacity = _ops.rank_capacity(options, 32, table.sizes)
-        fitted = _ops.unfitted(table.sizes > 32, rows, capacity, averaged=True)
+        fitted = _blocks.unfitted(table.sizes > 32, rows, capacity, averaged=True)
         return lambda: _ops._fit_blocks(
             snapshots, table, blocks, True, coordinates, options, fitted
         )
@@ -139,7 +139,7 @@ def powers(blocks, defective):
     """Fitted operators of order 8 for many blocks, in their eigenbases or held to have none."""
     size, m = 100, 32
     snapshots = decaying(m, blocks * size)
-    table = _ops.BlockTable(equal_blocks(blocks * size, size))
+    table = _blocks.BlockTable(equal_blocks(blocks * size, size))
     fitted = _ops.operator_fit(snapshots, table, _ops.FitOptions(rank=RANK))
     fitted = fitted.with_spectrum
     fitted.spectrum.fill_(0 if defective else 1)  # Spectrum of operator_fit.h

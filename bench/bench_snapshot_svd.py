@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interleaved import run
-from koopfast import _ops
+from koopfast import _blocks, _ops
 from trajectories import decaying, equal_blocks
 
 
@@ -16,7 +16,7 @@ from trajectories import decaying, equal_blocks
 @pytest.mark.parametrize("m", [32])
 def test_gram_of_one_block(benchmark, m, n):
     snapshots = decaying(m, n)
-    table, blocks = _ops.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
+    table, blocks = _blocks.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
 
     def ours():
         return _ops.snapshot_gram(snapshots, table, blocks, rows="increments")[0]
@@ -36,7 +36,7 @@ def test_gram_of_one_block(benchmark, m, n):
 def test_methods(benchmark, method):
     n = 200_000
     snapshots = decaying(32, n)
-    table, blocks = _ops.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
+    table, blocks = _blocks.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
 
     def ours():
         return _ops.snapshot_svd(snapshots, table, blocks, rows="increments", method=method)

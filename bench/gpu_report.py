@@ -22,7 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from koopfast import KoopmanOperator, Partition, SnapshotBuffer, _native, _ops, _torch_passes
+from koopfast import (
+    KoopmanOperator,
+    Partition,
+    SnapshotBuffer,
+    _blocks,
+    _native,
+    _ops,
+    _torch_passes,
+)
 from trajectories import equal_blocks
 
 HORIZONS = [1.0, 4.0, 16.0, 64.0]
@@ -99,7 +107,7 @@ def bandwidth(report: Report) -> None:
 def passes(report: Report) -> None:
     m, n = 32, report.size(10**8, 10**5)
     snapshots = walk(report, m, n)
-    table, blocks = _ops.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
+    table, blocks = _blocks.BlockTable(equal_blocks(n, n)), torch.zeros(1, dtype=torch.int64)
 
     def gram() -> Tensor:
         return _ops.snapshot_gram(snapshots, table, blocks, rows="increments")

@@ -18,8 +18,8 @@ from koopfast import (
     MomentBuffer,
     Partition,
     _complex,
-    _ops,
     _reference,
+    _views,
 )
 
 OBSERVABLES = ("state", "increments")
@@ -255,7 +255,7 @@ def test_a_trainer_of_complex_parameters_resumes_bit_for_bit(tmp_path):
 def test_partitions_of_a_complex_layer_are_as_of_a_real_one():
     layer = nn.Linear(3, 2, dtype=torch.complex64)
     assert Partition.node(layer).n_blocks == 2
-    assert _ops.as_snapshots(torch.zeros(3, 4, dtype=torch.complex64).conj()).is_conj() is False
+    assert _views.as_snapshots(torch.zeros(3, 4, dtype=torch.complex64).conj()).is_conj() is False
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from koopfast import (
     KoopmanWarning,
     MomentBuffer,
     Partition,
+    _blocks,
     _device,
     _device_fit,
     _ops,
@@ -52,7 +53,7 @@ def on_cpu(monkeypatch, work):
 
 
 def gram(snapshots, partition, rows):
-    table = _ops.BlockTable(partition)
+    table = _blocks.BlockTable(partition)
     return _ops.snapshot_gram(snapshots, table, torch.arange(partition.n_blocks), rows=rows)
 
 
@@ -130,7 +131,7 @@ def test_random_shapes(partition, m, horizons, data):
 
 
 def combination(snapshots, partition, dual, powers, base, fill):
-    table = _ops.BlockTable(partition)
+    table = _blocks.BlockTable(partition)
     blocks = torch.arange(partition.n_blocks)
     m, k = snapshots.shape[0], base.shape[1]
     rows = torch.where(torch.tensor(dual), m, table.sizes)
@@ -299,7 +300,7 @@ def test_which_devices_a_build_runs_on(built, capability, runs):
 def test_plain_torch_stands_in_for_the_kernels(monkeypatch):
     snapshots = cases.random_walk(7, 120, torch.float32)
     partition = cases.mixed(120)
-    table, blocks = _ops.BlockTable(partition), torch.arange(partition.n_blocks)
+    table, blocks = _blocks.BlockTable(partition), torch.arange(partition.n_blocks)
     monkeypatch.setattr(_torch_passes, "_TILE", 7 * 50)
     for rows in ROWS:
         got = _torch_passes.snapshot_gram(snapshots, table, blocks, rows)

@@ -15,6 +15,7 @@ from koopfast import (
     KoopmanTrainer,
     Partition,
     SnapshotBuffer,
+    _blocks,
     _device,
     _ops,
     _torch_passes,
@@ -35,7 +36,7 @@ def test_the_kernels_run_here():
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_a_large_block_is_summed_right_and_always_alike(dtype):
     snapshots = cases.random_walk(20, 300_007).to(CUDA, dtype)
-    table, blocks = _ops.BlockTable(whole(300_007)), torch.zeros(1, dtype=torch.int64)
+    table, blocks = _blocks.BlockTable(whole(300_007)), torch.zeros(1, dtype=torch.int64)
     first, again = (
         _ops.snapshot_gram(snapshots, table, blocks, rows="increments") for _ in range(2)
     )

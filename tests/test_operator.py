@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cases
-from koopfast import ConfigError, KoopmanOperator, Partition, _ops
+from koopfast import ConfigError, KoopmanOperator, Partition, _views
 
 SNAPSHOTS = cases.random_walk(8, 30)
 
@@ -34,8 +34,8 @@ def test_copies_nothing_where_rows_are_contiguous():
     wide = torch.zeros(8, 40, dtype=torch.float64)
     for view in (SNAPSHOTS, wide[:, 3:33], wide[::2, :30], SNAPSHOTS.numpy()):
         first = torch.as_tensor(view).data_ptr()
-        assert _ops.as_snapshots(view).data_ptr() == first
-    assert _ops.as_snapshots(wide.T).data_ptr() != wide.data_ptr()
+        assert _views.as_snapshots(view).data_ptr() == first
+    assert _views.as_snapshots(wide.T).data_ptr() != wide.data_ptr()
 
 
 def test_leaves_the_snapshots_as_they_are():

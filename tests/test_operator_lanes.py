@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import cases
 from compare import on_threads, relative_error
-from koopfast import KoopmanOperator, Partition, _native, _ops, _reference
+from koopfast import KoopmanOperator, Partition, _blocks, _native, _ops, _reference, _views
 from koopfast._options import FitOptions
 
 OBSERVABLES = ("state", "increments")
@@ -28,14 +28,14 @@ def blocks_of(sizes):
 
 def moments_of(snapshots, partition, *, increments, delays):
     """K and the latest observables of every block, from native code."""
-    table = _ops.BlockTable(partition)
+    table = _blocks.BlockTable(partition)
     own = torch.arange(partition.n_blocks)
     full, stacked = (delays + 1) * table.sizes, delays * table.sizes
     offsets, latest_offsets = (full**2).cumsum(0) - full**2, stacked.cumsum(0) - stacked
     moments = torch.full((int((full**2).sum()),), math.nan, dtype=torch.float64)
     latest = torch.full((int(stacked.sum()),), math.nan, dtype=torch.float64)
     _native.snapshot_moments(
-        _ops.view(snapshots),
+        _views.view(snapshots),
         table.addresses(),
         own.data_ptr(),
         len(own),
@@ -241,10 +241,10 @@ def test_a_fit_of_given_moments_is_that_of_the_snapshots():
     sizes = torch.tensor([3, 11, 11, 70])  # the last is beyond what goes eight at a time
     snapshots, delays = cases.random_walk(200, 95), 1
     partition, options = blocks_of(sizes.tolist()), FitOptions(rank=5, observables="state")
-    plain = _ops.operator_fit(snapshots, _ops.BlockTable(partition), options)
+    plain = _ops.operator_fit(snapshots, _blocks.BlockTable(partition), options)
     matrices, latest = moments_of(snapshots, partition, increments=False, delays=delays)
     again = _ops.operator_fit(
-        cases.random_walk(200, 95, seed=7), _ops.BlockTable(partition), options
+        cases.random_walk(200, 95, seed=7), _blocks.BlockTable(partition), options
     )
     packed, ends = torch.cat([k.flatten() for k in matrices]), torch.cat(latest)
     areas = (2 * sizes) ** 2

@@ -8,7 +8,7 @@ import torch
 
 import cases
 from compare import on_threads
-from koopfast import Partition, _ops, _reference
+from koopfast import Partition, _blocks, _ops, _reference
 
 METHODS = ("gram", "qr")
 # What each method keeps of singular values, relative to the largest.
@@ -16,7 +16,7 @@ ACCURACY = {"gram": 3e-8, "qr": 1e-13}
 
 
 def factor(snapshots, partition, *, rows="increments", method="gram"):
-    table = _ops.BlockTable(partition)
+    table = _blocks.BlockTable(partition)
     blocks = torch.arange(partition.n_blocks)
     return _ops.snapshot_svd(snapshots, table, blocks, rows=rows, method=method)
 

@@ -15,14 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from koopfast._ops import (
-    ESTIMATOR_NAMES,
-    UNUSABLE_SPECTRUM,
-    USABLE_SPECTRUM,
-    FittedBlocks,
-    estimator_code,
-    starts,
-)
+from koopfast._blocks import UNUSABLE_SPECTRUM, USABLE_SPECTRUM, FittedBlocks, starts
+from koopfast._ops import ESTIMATOR_NAMES, estimator_code
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE, OK, BlockFit, fit_block, gather, predict_block
 from koopfast._reference_choice import Recipe

@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from koopfast import _native
+from koopfast._blocks import BlockTable
 from koopfast._segments import repeated
+from koopfast._views import view
 from koopfast.errors import KoopmanWarning
-
-if TYPE_CHECKING:
-    from koopfast._ops import BlockTable
 
 # The fewest columns of a chunk, and the most chunks of a block, for up to 32 snapshots.
 _LEAST_COLUMNS, _MOST_COLUMNS, _MOST_CHUNKS = 1024, 8192, 8192
@@ -133,8 +132,6 @@ class ChunkPlan:
 
 def snapshot_gram(snapshots: Tensor, table: BlockTable, plan: ChunkPlan, rows: int) -> Tensor:
     """Gram matrices of the plan's blocks, (blocks, m, m) float64 on the snapshots' device."""
-    from koopfast._ops import view
-
     device, m = snapshots.device, snapshots.shape[0]
     grams = torch.empty((len(plan.blocks), m, m), dtype=torch.float64, device=device)
     partials = torch.empty((plan.partial_sums, m, m), dtype=torch.float64, device=device)
@@ -161,8 +158,6 @@ def combine(
     out: Tensor,
 ) -> None:
     """Predicted weights of the plan's blocks from values, their offsets and bases on the device."""
-    from koopfast._ops import view
-
     device = snapshots.device
     values, value_offsets, base = powers
     with current(device):

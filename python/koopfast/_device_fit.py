@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from koopfast import _device, _native, _ops
+from koopfast import _blocks, _device, _native, _ops, _views
 from koopfast._device import ChunkPlan
 from koopfast._options import FitOptions
 
@@ -28,7 +28,7 @@ _WORKSPACE_BYTES, _MOST_TEAMS = 1 << 28, 4096
 _UNBOUNDED = -3
 
 
-def fits(snapshots: Tensor, table: _ops.BlockTable, options: FitOptions) -> bool:
+def fits(snapshots: Tensor, table: _blocks.BlockTable, options: FitOptions) -> bool:
     """Whether these blocks can be fitted so."""
     m = snapshots.shape[0]
     if not (_ops.fits_from_moments(options) and options.delays != "auto" and m <= _MOST_ORDER):
@@ -52,17 +52,17 @@ class DeviceBlocks:
     """Every block's small form, on the device of the snapshots."""
 
     snapshots: Tensor  # (m, n), not a copy
-    table: _ops.BlockTable
-    fitted: _ops.FittedBlocks  # on the device
+    table: _blocks.BlockTable
+    fitted: _blocks.FittedBlocks  # on the device
     capacity: Tensor  # int64 (n_blocks,), host
     selections: tuple[_Selection, ...]
 
     @classmethod
-    def fit(cls, snapshots: Tensor, table: _ops.BlockTable, options: FitOptions) -> DeviceBlocks:
+    def fit(cls, snapshots: Tensor, table: _blocks.BlockTable, options: FitOptions) -> DeviceBlocks:
         m, device, sizes = snapshots.shape[0], snapshots.device, table.sizes
         dual = sizes > m
         capacity = _ops.rank_capacity(options, m, sizes)
-        fitted = _ops.unfitted(dual, torch.where(dual, m, sizes), capacity, device=device)
+        fitted = _blocks.unfitted(dual, torch.where(dual, m, sizes), capacity, device=device)
         selections = []
         for form in (True, False):
             blocks = torch.nonzero(dual == form).flatten()
@@ -116,7 +116,7 @@ class DeviceBlocks:
         return self.hindcast_error
 
     @cached_property
-    def blocks(self) -> _ops.FittedBlocks:
+    def blocks(self) -> _blocks.FittedBlocks:
         """The same on the host, to look at."""
         fields = dataclasses.fields(self.fitted)
         return dataclasses.replace(
@@ -128,7 +128,7 @@ class DeviceBlocks:
         blocks, count = selection.plan.blocks, len(selection.blocks)
         m = self.snapshots.shape[0]
         rows = self.table.sizes[selection.blocks].clamp(max=m)
-        offsets = _ops.starts(rows * k).to(device)
+        offsets = _blocks.starts(rows * k).to(device)
         values = torch.empty(int(rows.sum()) * k, dtype=torch.float64, device=device)
         base = torch.empty((count, k), dtype=torch.float64, device=device)
         most = int(self.capacity[selection.blocks].max())
@@ -164,10 +164,10 @@ def _workspace(each: int, count: int, device: torch.device) -> tuple[Tensor, int
 
 def _fit_selection(
     snapshots: Tensor,
-    table: _ops.BlockTable,
+    table: _blocks.BlockTable,
     selection: _Selection,
     options: FitOptions,
-    fitted: _ops.FittedBlocks,
+    fitted: _blocks.FittedBlocks,
 ) -> None:
     m, device, count = snapshots.shape[0], snapshots.device, len(selection.blocks)
     sizes, delays = table.sizes[selection.blocks], int(options.delays)
@@ -212,7 +212,7 @@ def _fit_selection(
 
 def _moments(
     snapshots: Tensor,
-    table: _ops.BlockTable,
+    table: _blocks.BlockTable,
     selection: _Selection,
     sizes: Tensor,
     options: FitOptions,
@@ -220,13 +220,13 @@ def _moments(
     """K of every block and where it begins, and the same of the newest observables."""
     device, delays = snapshots.device, int(options.delays)
     areas, stacked = ((delays + 1) * sizes) ** 2, delays * sizes
-    offsets, newest_offsets = _ops.starts(areas), _ops.starts(stacked)
+    offsets, newest_offsets = _blocks.starts(areas), _blocks.starts(stacked)
     moments = torch.empty(int(areas.sum()), dtype=torch.float64, device=device)
     newest = torch.empty(int(stacked.sum()), dtype=torch.float64, device=device)
     index = [t.to(device) for t in (offsets, newest_offsets)]
     with _device.current(device):
         _device.native.cuda_snapshot_moments(
-            _ops.view(snapshots),
+            _views.view(snapshots),
             table.addresses(device),
             selection.plan.blocks.data_ptr(),
             len(sizes),
@@ -241,7 +241,7 @@ def _moments(
     return moments, offsets, newest, newest_offsets
 
 
-def _bound_spectra(fitted: _ops.FittedBlocks, capacity: Tensor, options: FitOptions) -> None:
+def _bound_spectra(fitted: _blocks.FittedBlocks, capacity: Tensor, options: FitOptions) -> None:
     """Move eigenvalues into the unit disc."""
     device, count, most = fitted.rank.device, len(capacity), int(capacity.max())
     native = _device.native
@@ -263,7 +263,7 @@ def _bound_spectra(fitted: _ops.FittedBlocks, capacity: Tensor, options: FitOpti
 
 
 def _bound_on_host(
-    fitted: _ops.FittedBlocks, dual: Tensor, capacity: Tensor, rows: Tensor, options: FitOptions
+    fitted: _blocks.FittedBlocks, dual: Tensor, capacity: Tensor, rows: Tensor, options: FitOptions
 ) -> None:
     """The same on the host, for the blocks that were left.
 
@@ -273,11 +273,11 @@ def _bound_on_host(
     if len(blocks) == 0:
         return
     device, own = fitted.spectrum.device, capacity[blocks]
-    host = _ops.unfitted(dual[blocks], rows[blocks], own)
+    host = _blocks.unfitted(dual[blocks], rows[blocks], own)
     places = {
-        "operators": _ops.ragged(_ops.starts(capacity**2)[blocks], own**2),
-        "lifts": _ops.ragged(_ops.starts(rows * capacity)[blocks], rows[blocks] * own),
-        "start": _ops.ragged(_ops.starts(capacity)[blocks], own),
+        "operators": _blocks.ragged(_blocks.starts(capacity**2)[blocks], own**2),
+        "lifts": _blocks.ragged(_blocks.starts(rows * capacity)[blocks], rows[blocks] * own),
+        "start": _blocks.ragged(_blocks.starts(capacity)[blocks], own),
     }
     places |= {"eigenvalues": places["start"], "amplitudes": places["start"]}
     places["eigenvectors"] = places["operators"]
@@ -294,7 +294,7 @@ def _bound_on_host(
         own_rows.data_ptr(),
         len(blocks),
         _ops.UNSTABLE[options.unstable],
-        _ops.thread_count(),
+        _views.thread_count(),
     )
     fitted.spectrum[chosen] = results["spectrum"].to(device)
     for name in ("operators", "lifts", "eigenvalues", "eigenvectors", "amplitudes"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from koopfast import _ops
+from koopfast import _blocks, _ops
 from koopfast._options import FitOptions
 from koopfast._segments import joined, repeated
 from koopfast.errors import ConfigError, UnsupportedParameterError
@@ -26,7 +26,7 @@ __all__ = ["Cells", "cells_of", "local_indices", "multiplicity", "stacked"]
 class Cells:
     """The local parts of blocks: a cell is what one block has on this rank in equal copies."""
 
-    table: _ops.BlockTable  # of the cells, over the local flat vector
+    table: _blocks.BlockTable  # of the cells, over the local flat vector
     block: Tensor  # int64 (n_cells,), ascending: whose part it is
     weight: Tensor  # float64 (n_cells,): 1 / how many ranks hold the same
     shares: tuple[float, ...]  # of each parameter: local weights / how many ranks hold the same
@@ -78,7 +78,7 @@ def cells_of(partition: Partition, named: Sequence[tuple[str, Tensor]], ranks: i
     heads = first.nonzero().flatten()
     offsets = torch.cat((heads, torch.tensor([len(block)])))
     local = Partition(*joined(offsets, begin, length), local_at)
-    return Cells(_ops.BlockTable(local), block[heads], 1.0 / count_of[heads], tuple(shares))
+    return Cells(_blocks.BlockTable(local), block[heads], 1.0 / count_of[heads], tuple(shares))
 
 
 def _cut(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The only caller of the native module: checks, memory and device dispatch.
+"""The native fits and powers: memory, batches and device dispatch.
 
 Native code gets addresses and sizes; every array it reads or writes is a torch tensor made here, so
 torch's allocator, streams and thread count stay in charge. The passes over the snapshots run where
@@ -8,32 +8,26 @@ these are: `_device.py` calls the CUDA kernels, `_torch_passes.py` stands in whe
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from koopfast import _device, _native, _torch_passes
+from koopfast._blocks import (
+    BlockTable,
+    FittedBlocks,
+    starts,
+    unfitted,
+)
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE
-from koopfast._segments import repeated
+from koopfast._views import DTYPE_CODES, View, thread_count, view
 from koopfast.errors import ConfigError
-from koopfast.partition import Partition
 
-# (address, dtype code, m, n, row stride), as SnapshotView of tensor_view.h
-_View: TypeAlias = "tuple[int, int, int, int, int]"
-
-_COMPLEX = (torch.complex64, torch.complex128)
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Estimator of operator_fit.h; 1 is the self-adjoint one.
 ESTIMATOR_NAMES = ("least_squares", "symmetric", "forward_backward", "total_least_squares")
 _ESTIMATORS = {"least_squares": 0, "forward_backward": 2, "total_least_squares": 3}
@@ -43,30 +37,17 @@ _CHOSEN = {"observables": 1, "delays": 2, "block_average": 4, "estimator": 8}
 ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
 # The delays that a hindcast tries, the rank, and the most directions of what it chooses.
 _DELAYS, _RANK_OF_MEMBERS, _MOST_RANK = (1, 2, 4, 8), 16, 96
-# kMostMembers of operator_fit.h.
-_MOST_MEMBERS = 4
 # Unstable of operator_fit.h.
 UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
-# Spectrum of operator_fit.h; those computed afterwards are the "later" ones.
-_PENDING_WITH_GRAM, _PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM, _LATER_USABLE = -2, -1, 0, 1, 3
 # The most snapshots whose Gram matrices are fitted eight at a time.
 _MOST_LANE_ORDER = 64
 # Coefficients of one pass stay below this where a pass of one horizon does; more horizons take more
 # passes, and more blocks more batches.
 _PASS_BYTES = 1 << 28
-# Moments that one thread adds to in about 0.1 ms, for 32 snapshots.
-_LAGS_OF_ONE_THREAD = 1 << 14
 # Beyond this, doubles no longer count single intervals.
 _FARTHEST = 2.0**53
-_PROCESS = os.getpid()
-
-
-def thread_count() -> int:
-    """torch's thread count; one in a forked child, where the parent's OpenMP threads are missing
-    and libgomp would wait for them for ever."""
-    return torch.get_num_threads() if os.getpid() == _PROCESS else 1
 
 
 def _rows_of(options: FitOptions) -> str:
@@ -130,226 +111,6 @@ def packed_options(
         UNSTABLE[options.unstable],
         options.method == "qr",
     )
-
-
-class BlockTable:
-    """A partition as native code reads it, with the columns that precede each segment."""
-
-    def __init__(self, partition: Partition) -> None:
-        offsets, lengths = partition.block_offsets, partition.segment_lengths
-        ends = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
-        self.sizes = ends[offsets[1:]] - ends[offsets[:-1]]
-        columns = ends[:-1] - repeated(ends[offsets[:-1]], offsets.diff())
-        self._tensors = tuple(
-            t.contiguous() for t in (offsets, partition.segment_starts, lengths, columns)
-        )
-        self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
-
-    def addresses(self, device: torch.device | None = None) -> tuple[int, ...]:
-        """As `BlockTable` of block_table.h, on the CPU or on a device; copied there once."""
-        if device is None or device.type == "cpu":
-            return tuple(t.data_ptr() for t in self._tensors)
-        if device not in self._copies:
-            self._copies[device] = tuple(t.to(device) for t in self._tensors)
-        return tuple(t.data_ptr() for t in self._copies[device])
-
-    def segments(self, block: int) -> list[tuple[int, int]]:
-        """(start, length) of a block's segments."""
-        offsets, starts, lengths, _ = self._tensors
-        own = slice(int(offsets[block]), int(offsets[block + 1]))
-        return list(zip(starts[own].tolist(), lengths[own].tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class FittedBlocks:
-    """Every block's small form, packed; block b's rank-k arrays start at its offsets."""
-
-    dual: Tensor  # bool (n_blocks,): the lift holds m snapshot coefficients, not n_b weights
-    rows: Tensor  # int64 (n_blocks,): rows of the lift
-    capacity: Tensor  # int64 (n_blocks,)
-    vector_offsets: Tensor  # int64 (n_blocks,)
-    matrix_offsets: Tensor  # int64 (n_blocks,)
-    lift_offsets: Tensor  # int64 (n_blocks,)
-    status: Tensor  # int32 (n_blocks,)
-    rank: Tensor  # int64 (n_blocks,)
-    spectrum: Tensor  # int32 (n_blocks,): Spectrum of operator_fit.h
-    hindcast_error: Tensor  # float64 (n_blocks,)
-    trusted_horizon: Tensor  # float64 (n_blocks,)
-    increments: Tensor  # int32 (n_blocks,): whether these were observed, not states
-    delays: Tensor  # int64 (n_blocks,)
-    block_average: Tensor  # int64 (n_blocks,)
-    estimator: Tensor  # int32 (n_blocks,), as in ESTIMATOR_NAMES
-    # float64 (n_blocks, 4 operators of which the block's is the mean, 4), heaviest first: delays,
-    # block_average, snapshots, weight (0: no operator); (n_blocks, 0, 4) where nothing is chosen
-    mixture: Tensor
-    origin_offsets: Tensor  # int64 (n_blocks,)
-    singular_values: Tensor  # float64
-    singular_offsets: Tensor  # int64 (n_blocks + 1,)
-    operators: Tensor  # float64
-    start: Tensor  # float64
-    lifts: Tensor  # float64
-    origins: Tensor  # float64, one a row of the lift
-    eigenvalues: Tensor  # complex128
-    eigenvectors: Tensor  # complex128
-    amplitudes: Tensor  # complex128
-
-    _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
-    _RESULTS = (
-        "status",
-        "rank",
-        "spectrum",
-        "hindcast_error",
-        "trusted_horizon",
-        "increments",
-        "delays",
-        "block_average",
-        "estimator",
-        "mixture",
-    )
-    _PACKED = (
-        "singular_values",
-        "operators",
-        "start",
-        "lifts",
-        "origins",
-        "eigenvalues",
-        "eigenvectors",
-        "amplitudes",
-    )
-
-    def selected(self, blocks: Tensor) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them."""
-        names = (*self._INDEXED, *self._RESULTS, "origin_offsets")
-        own = {name: getattr(self, name)[blocks] for name in names}
-        addresses = [own[name].data_ptr() for name in names]
-        addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
-        return own, tuple(addresses)
-
-    @cached_property
-    def with_spectrum(self) -> FittedBlocks:
-        """The same with every block's eigenvalues, eigenvectors and amplitudes.
-
-        A fit leaves out those that no prediction at whole horizons needs.
-        """
-        if not bool((self.spectrum <= _PENDING).any()):
-            return self
-        copied = ("spectrum", "eigenvalues", "eigenvectors", "amplitudes")
-        room = {name: getattr(self, name).clone() for name in copied}
-        whole = dataclasses.replace(
-            self, singular_values=self.start.new_empty(len(self.eigenvalues)), **room
-        )
-        everything = torch.arange(len(self.rank))
-        own, addresses = whole.selected(everything)
-        _native.operator_spectrum(addresses, len(everything), thread_count())
-        whole.spectrum.copy_(own["spectrum"])
-        # They stay where they were, which repacking has not moved.
-        late = self.spectrum == _PENDING_WITH_GRAM
-        starts, ranks = self.singular_offsets[:-1][late], self.rank[late]
-        shown = self.singular_values.clone()
-        shown[ragged(starts, ranks)] = whole.singular_values[
-            ragged(self.vector_offsets[late], ranks)
-        ]
-        return dataclasses.replace(whole, singular_values=shown)
-
-    @property
-    def with_singular_values(self) -> FittedBlocks:
-        """The same with every block's singular values: a fit that keeps all directions of a block,
-        and sees from a bound that it may, leaves them out."""
-        return self.with_spectrum if bool((self.spectrum == _PENDING_WITH_GRAM).any()) else self
-
-    def has_eigenbasis(self, block: int) -> bool:
-        """Whether a block's eigenvectors (see :attr:`with_spectrum`) are fit to compute with."""
-        return int(self.spectrum[block]) in (USABLE_SPECTRUM, _LATER_USABLE)
-
-    def keep(self, blocks: Tensor, own: dict[str, Tensor]) -> None:
-        """Take over what native code wrote to the arrays of :meth:`selected`."""
-        for name in self._RESULTS:
-            getattr(self, name)[blocks] = own[name]
-
-    def repacked(self) -> FittedBlocks:
-        """The same without the room that ranks below their capacity left, where that is much."""
-        rank = self.rank
-        if 2 * int((rank**2).sum()) > int((self.capacity**2).sum()):
-            return self
-        lift_counts = self.rows * rank
-        vectors = ragged(self.vector_offsets, rank)
-        matrices = ragged(self.matrix_offsets, rank**2)
-        return dataclasses.replace(
-            self,
-            capacity=rank,
-            vector_offsets=starts(rank),
-            matrix_offsets=starts(rank**2),
-            lift_offsets=starts(lift_counts),
-            operators=self.operators[matrices],
-            start=self.start[vectors],
-            lifts=self.lifts[ragged(self.lift_offsets, lift_counts)],
-            eigenvalues=self.eigenvalues[vectors],
-            eigenvectors=self.eigenvectors[matrices],
-            amplitudes=self.amplitudes[vectors],
-        )
-
-
-def starts(counts: Tensor) -> Tensor:
-    """Where each of consecutive runs of these lengths begins."""
-    return counts.cumsum(0) - counts
-
-
-def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
-    """Indices of counts[b] entries from offsets[b] on, for one b after another."""
-    within = torch.arange(int(counts.sum())) - repeated(starts(counts), counts)
-    return repeated(offsets, counts) + within
-
-
-def as_snapshots(snapshots: Tensor | NDArray[np.generic]) -> Tensor:
-    """Snapshots as an (m, n) tensor with contiguous rows, without a copy where layout allows.
-
-    Raises:
-        ConfigError: not a matrix, not of a floating type, fewer than two snapshots, no weights.
-    """
-    if isinstance(snapshots, np.ndarray):
-        if any(stride < 0 for stride in snapshots.strides) or not snapshots.dtype.isnative:
-            snapshots = np.ascontiguousarray(snapshots, snapshots.dtype.newbyteorder("="))
-        try:
-            with warnings.catch_warnings():
-                # koopfast only reads: a read-only array is as good as any.
-                warnings.filterwarnings("ignore", message=".*not writable.*")
-                tensor = torch.from_numpy(snapshots)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"snapshots: expected float16, float32, float64 or complex, got an array of "
-                f"{snapshots.dtype}; convert it with numpy.ascontiguousarray(snapshots, float)"
-            ) from error
-    elif isinstance(snapshots, Tensor):
-        tensor = snapshots.detach().resolve_neg().resolve_conj()
-    else:
-        raise ConfigError(
-            f"snapshots: expected a torch tensor or numpy array (m, n), "
-            f"got {type(snapshots).__name__}"
-        )
-    known = tensor.dtype in _DTYPE_CODES or tensor.dtype in _COMPLEX
-    if tensor.layout != torch.strided or tensor.is_meta or not known:
-        kind = "" if tensor.layout == torch.strided else f"{tensor.layout} "
-        raise ConfigError(
-            f"snapshots: expected a dense float16, bfloat16, float32, float64, complex64 or "
-            f"complex128 tensor, got {kind}{tensor.dtype} on {tensor.device}"
-        )
-    if tensor.dim() != 2:
-        raise ConfigError(
-            f"snapshots: expected shape (m, n), one recorded state a row, got {tuple(tensor.shape)}"
-        )
-    m, n = tensor.shape
-    if m < 2 or n < 1:
-        raise ConfigError(
-            f"snapshots: expected at least 2 rows (recorded states) of at least 1 weight, "
-            f"got shape ({m}, {n})"
-        )
-    usable = (n == 1 or tensor.stride(1) == 1) and tensor.stride(0) >= n
-    return tensor if usable else tensor.contiguous()
-
-
-def view(snapshots: Tensor) -> _View:
-    m, n = snapshots.shape
-    return snapshots.data_ptr(), _DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
 
 
 def _in_place(snapshots: Tensor) -> bool:
@@ -432,55 +193,6 @@ def _gram_svd(grams: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) ->
     return sigma
 
 
-def unfitted(
-    dual: Tensor,
-    rows: Tensor,
-    capacity: Tensor,
-    *,
-    averaged: bool = False,
-    mixed: bool = False,
-    device: torch.device | str = "cpu",
-) -> FittedBlocks:
-    """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
-    where snapshots may be averaged, and for what was mixed where operators may be."""
-    count = len(capacity)
-    vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
-    lifts = int((rows * capacity).sum())
-    real, pairs = torch.float64, torch.complex128
-
-    def room(size: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=device)
-
-    return FittedBlocks(
-        dual=dual.to(device),
-        rows=rows.to(device),
-        capacity=capacity.to(device),
-        vector_offsets=starts(capacity).to(device),
-        matrix_offsets=starts(capacity**2).to(device),
-        lift_offsets=starts(rows * capacity).to(device),
-        status=room(count, torch.int32),
-        rank=torch.zeros(count, dtype=torch.int64, device=device),
-        spectrum=room(count, torch.int32),
-        hindcast_error=room(count, real),
-        trusted_horizon=room(count, real),
-        increments=room(count, torch.int32),
-        delays=room(count, torch.int64),
-        block_average=room(count, torch.int64),
-        estimator=room(count, torch.int32),
-        mixture=torch.zeros((count, _MOST_MEMBERS if mixed else 0, 4), dtype=real, device=device),
-        origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
-        singular_values=room(vectors, real),
-        singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
-        operators=room(matrices, real),
-        start=room(vectors, real),
-        lifts=room(lifts, real),
-        origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real, device=device),
-        eigenvalues=room(vectors, pairs),
-        eigenvectors=room(matrices, pairs),
-        amplitudes=room(vectors, pairs),
-    )
-
-
 def gram_batch(m: int) -> int:
     """How many Gram matrices (m, m) there may be at a time."""
     return max(1, _PASS_BYTES // (8 * m * m))
@@ -491,7 +203,7 @@ def horizons_at_once(n: int) -> int:
     return max(1, _PASS_BYTES // (8 * n))
 
 
-def _room_for(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> FittedBlocks:
+def room_for(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> FittedBlocks:
     """Room for what a fit with these options leaves of blocks of these sizes and forms."""
     return unfitted(
         dual,
@@ -506,7 +218,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
     """Fit every block: the dual form where it has more weights than snapshots, else the primal."""
     m = snapshots.shape[0]
     dual = table.sizes > m
-    fitted = _room_for(options, m, table.sizes, dual)
+    fitted = room_for(options, m, table.sizes, dual)
     # Where a host copy is needed, it is made once, not again for every batch.
     in_place = options.method == "gram" and _in_place(snapshots)
     host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
@@ -543,7 +255,7 @@ def dual_batches(blocks: Tensor, m: int) -> Sequence[Tensor]:
 
 def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
     """Room for the fit of every block in its dual form, for :func:`fit_grams`."""
-    return _room_for(options, m, table.sizes, torch.ones_like(table.sizes, dtype=torch.bool))
+    return room_for(options, m, table.sizes, torch.ones_like(table.sizes, dtype=torch.bool))
 
 
 def observed_grams(
@@ -564,7 +276,7 @@ def fit_grams(
         return
     _gram_svd(grams, table, blocks, rows=_rows_of(options))
     # Of the snapshots, the dual form reads the shape alone.
-    shape = (grams.data_ptr(), _DTYPE_CODES[torch.float64], m, 1, 1)
+    shape = (grams.data_ptr(), DTYPE_CODES[torch.float64], m, 1, 1)
     _fit_blocks(shape, table, blocks, True, grams, options, fitted)
 
 
@@ -615,7 +327,7 @@ def _fit_primal(
 
 
 def _fit_blocks(
-    source: _View,
+    source: View,
     table: BlockTable,
     blocks: Tensor,
     dual: bool,
@@ -637,113 +349,6 @@ def _fit_blocks(
         thread_count(),
     )
     fitted.keep(blocks, own)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What was summed of every block, as `MomentStream` of moment_stream.h says."""
-
-    lag_offsets: Tensor  # int64 (n_blocks,)
-    sum_offsets: Tensor  # int64 (n_blocks,)
-    lags: Tensor  # float64, (delays + 1) n_b^2 a block
-    sums: Tensor  # float64, n_b a block for states, else empty
-
-    @classmethod
-    def zeros(
-        cls, table: BlockTable, options: FitOptions, device: torch.device | str = "cpu"
-    ) -> Moments:
-        squares, real = (int(options.delays) + 1) * table.sizes**2, torch.float64
-        count = 0 if options.increments else int(table.sizes.sum())
-        return cls(
-            lag_offsets=starts(squares).to(device),
-            sum_offsets=starts(table.sizes).to(device),
-            lags=torch.zeros(int(squares.sum()), dtype=real, device=device),
-            sums=torch.zeros(count, dtype=real, device=device),
-        )
-
-    def cpu(self) -> Moments:
-        """The same on the host."""
-        return Moments(*(t.cpu() for t in self._tensors))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._tensors)
-
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.lag_offsets, self.sum_offsets, self.lags, self.sums
-
-
-@dataclass(frozen=True)
-class MomentStream:
-    """Moments and the snapshots that are not, or not wholly, in them."""
-
-    head: Tensor  # (q + 1, n) the first snapshots
-    recent: Tensor  # snapshots max(0, folded - q) .. the newest
-    folded: int  # observables in the moments
-    options: FitOptions
-    moments: Moments | None  # None where nothing is folded
-
-    def addresses(
-        self, table: BlockTable
-    ) -> tuple[Moments, tuple[_View, _View, int, bool, int, int, int, int, int]]:
-        """As `MomentStream` of moment_stream.h, and the owner of what it points to."""
-        none = torch.zeros(len(table.sizes), dtype=torch.int64)
-        empty = torch.empty(0, dtype=torch.float64)
-        own = self.moments or Moments(none, none, empty, empty)
-        return own, (
-            view(self.head),
-            view(self.recent),
-            self.folded,
-            self.options.increments,
-            int(self.options.delays),
-            own.lag_offsets.data_ptr(),
-            own.sum_offsets.data_ptr(),
-            own.lags.data_ptr(),
-            own.sums.data_ptr(),
-        )
-
-
-def fold_moments(stream: MomentStream, table: BlockTable, until: int) -> None:
-    """Add the recent snapshots' observables below ``until`` to the moments."""
-    owner, addresses = stream.addresses(table)
-    device = stream.recent.device
-    if _device.usable(device):
-        with _device.current(device):
-            _device.native.cuda_fold_moments(
-                addresses, table.addresses(device), len(table.sizes), until, _device.stream(device)
-            )
-        return
-    # Threads cost more to wake than a small network's moments take.
-    threads = thread_count() if owner.lags.numel() > _LAGS_OF_ONE_THREAD else 1
-    _native.fold_moments(addresses, table.addresses(), len(table.sizes), until, threads)
-
-
-def moment_fit(
-    stream: MomentStream, table: BlockTable, options: FitOptions, m: int, tail: int
-) -> FittedBlocks:
-    """Fit every block, in its primal form, to all ``m`` snapshots that the stream has seen.
-
-    ``rank="auto"`` predicts the latest ``tail`` observables from those before them.
-    """
-    primal = torch.zeros_like(table.sizes, dtype=torch.bool)
-    fitted = _room_for(options, m, table.sizes, primal)
-    blocks = torch.arange(len(primal))
-    own, addresses = fitted.selected(blocks)
-    # `owner` must outlive the call: it owns the memory behind the addresses.
-    owner, stream_addresses = stream.addresses(table)
-    _native.moment_fit(
-        stream_addresses,
-        table.addresses(),
-        len(blocks),
-        tail,
-        packed_options(options),
-        addresses,
-        thread_count(),
-    )
-    del owner
-    fitted.keep(blocks, own)
-    return fitted.repacked()
 
 
 def operator_power(

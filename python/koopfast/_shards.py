@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from koopfast import _ops
+from koopfast import _blocks, _ops
 from koopfast._distributed import ProcessGroup, Ranks, config_lines, digest, fit_failures
 from koopfast._layout import Cells, cells_of, stacked
 from koopfast._options import FitOptions
@@ -98,7 +98,7 @@ class ShardedOperator(KoopmanOperator):
         snapshots: Tensor,
         cells: Cells,
         partition: Partition,
-        fitted: _ops.FittedBlocks,
+        fitted: _blocks.FittedBlocks,
         *,
         observables: str,
     ) -> None:
@@ -194,7 +194,7 @@ class Shards(Ranks):
         assert isinstance(snapshots, SnapshotBuffer)
         assert self._cells is not None
         cells, options, rows = self._cells, config.fit_options, snapshots.snapshots
-        m, table = rows.shape[0], _ops.BlockTable(partition)
+        m, table = rows.shape[0], _blocks.BlockTable(partition)
         fitted = self._guarded(lambda: _ops.all_dual(m, table, options))
         for blocks in _ops.dual_batches(torch.arange(partition.n_blocks), m):
             self._fit_some(rows, table, blocks, options, fitted)
@@ -222,10 +222,10 @@ class Shards(Ranks):
     def _fit_some(
         self,
         rows: Tensor,
-        table: _ops.BlockTable,
+        table: _blocks.BlockTable,
         blocks: Tensor,
         options: FitOptions,
-        fitted: _ops.FittedBlocks,
+        fitted: _blocks.FittedBlocks,
     ) -> None:
         assert self._cells is not None
         cells = self._cells
@@ -243,14 +243,14 @@ class Shards(Ranks):
         return self.agreed(guarded)
 
 
-def _essence(fitted: _ops.FittedBlocks) -> list[Tensor]:
+def _essence(fitted: _blocks.FittedBlocks) -> list[Tensor]:
     """What predictions are made of, without memory that no result was written to."""
     return [
         fitted.status,
         fitted.rank,
-        fitted.operators[_ops.ragged(fitted.matrix_offsets, fitted.rank**2)],
-        fitted.start[_ops.ragged(fitted.vector_offsets, fitted.rank)],
-        fitted.lifts[_ops.ragged(fitted.lift_offsets, fitted.rows * fitted.rank)],
+        fitted.operators[_blocks.ragged(fitted.matrix_offsets, fitted.rank**2)],
+        fitted.start[_blocks.ragged(fitted.vector_offsets, fitted.rank)],
+        fitted.lifts[_blocks.ragged(fitted.lift_offsets, fitted.rows * fitted.rank)],
     ]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Operators of one weight each: two numbers a block, all fitted and raised in one pass.
 
-A million blocks would be a million of everything in :class:`koopfast._ops.FittedBlocks`. Here what
-follows from the two numbers is made when it is asked for.
+A million blocks would be a million of everything in :class:`koopfast._blocks.FittedBlocks`. Here
+what follows from the two numbers is made when it is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from koopfast import _device, _native, _ops
+from koopfast import _blocks, _device, _native, _ops, _views
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
 from koopfast.partition import Partition
@@ -51,7 +51,7 @@ class SingleWeights:
         n, device = snapshots.shape[1], snapshots.device
         squares, factors = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(2))
         arguments = (
-            _ops.view(snapshots),
+            _views.view(snapshots),
             options.increments,
             options.ridge,
             _ops.UNSTABLE[options.unstable],
@@ -62,7 +62,7 @@ class SingleWeights:
             with _device.current(device):
                 _device.native.cuda_single_weight_fit(*arguments, _device.stream(device))
         else:
-            _native.single_weight_fit(*arguments, _ops.thread_count())
+            _native.single_weight_fit(*arguments, _views.thread_count())
         code = _ops.estimator_code(options)
         return cls(snapshots, partition, options.increments, code, squares, factors)
 
@@ -71,7 +71,7 @@ class SingleWeights:
         device = self.snapshots.device
         wanted = torch.tensor(horizons, dtype=torch.float64, device=device)
         arguments = (
-            _ops.view(self.snapshots),
+            _views.view(self.snapshots),
             self.increments,
             self.squares.data_ptr(),
             self.factors.data_ptr(),
@@ -84,7 +84,7 @@ class SingleWeights:
             with _device.current(device):
                 _device.native.cuda_single_weight_predict(*arguments, _device.stream(device))
         else:
-            _native.single_weight_predict(*arguments, _ops.thread_count())
+            _native.single_weight_predict(*arguments, _views.thread_count())
 
     @cached_property
     def status(self) -> Tensor:
@@ -109,7 +109,7 @@ class SingleWeights:
         return self.hindcast_error
 
     @cached_property
-    def blocks(self) -> _ops.FittedBlocks:
+    def blocks(self) -> _blocks.FittedBlocks:
         """The same as any other blocks, to look at."""
         index = torch.arange(len(self.squares))
         factors, usable = self._by_block(self.factors), self.rank.bool()
@@ -120,7 +120,7 @@ class SingleWeights:
         values = torch.where(usable, factors, torch.zeros_like(factors))
         sigma = torch.where(usable, self._by_block(self.squares).sqrt(), torch.zeros_like(start))
         ones = torch.ones_like(index)
-        return _ops.FittedBlocks(
+        return _blocks.FittedBlocks(
             dual=torch.zeros_like(usable),
             rows=ones,
             capacity=ones,
@@ -129,7 +129,7 @@ class SingleWeights:
             lift_offsets=index,
             status=self.status,
             rank=self.rank,
-            spectrum=torch.full_like(self.status, _ops.USABLE_SPECTRUM),
+            spectrum=torch.full_like(self.status, _blocks.USABLE_SPECTRUM),
             hindcast_error=self.hindcast_error,
             trusted_horizon=self.trusted_horizon,
             increments=torch.full_like(self.status, int(self.increments)),

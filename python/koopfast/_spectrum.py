@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from koopfast._ops import FittedBlocks
+from koopfast._blocks import FittedBlocks
 from koopfast._reference import UNIT_EIGENVALUE_TOLERANCE
 
 # Weights that are expanded at a time: their snapshots are widened to double.

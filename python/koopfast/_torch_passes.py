@@ -7,13 +7,11 @@ The same results as :func:`koopfast._ops.snapshot_gram` and ``_combine``, block 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from koopfast._ops import BlockTable
+from koopfast._blocks import BlockTable
 
 # Numbers that are widened to double at a time.
 _TILE = 1 << 24

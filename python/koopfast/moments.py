@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from koopfast import _device, _ops
+from koopfast import _blocks, _device, _moment_ops
 from koopfast._checks import whole
 from koopfast._options import FitOptions
 from koopfast.errors import CheckpointError, ConfigError
@@ -114,7 +114,7 @@ class MomentBuffer:
             else ParameterVector(as_named(parameters))
         )
         self.partition = _of_all(partition, self.vector.n)
-        self._table = _ops.BlockTable(self.partition)
+        self._table = _blocks.BlockTable(self.partition)
         together = max(_TOGETHER, self.delays + 1)
         self._recent = SnapshotBuffer(
             self.vector,
@@ -125,7 +125,7 @@ class MomentBuffer:
         self.stride, self.average = self._recent.stride, self._recent.average
         self._check_memory(whole("max_bytes", max_bytes, 1))
         self._head: Tensor | None = None  # the first q + 1 snapshots, once something is folded
-        self._moments: _ops.Moments | None = None
+        self._moments: _moment_ops.Moments | None = None
         self._dropped = 0  # snapshots that are no longer among the recent ones
 
     def record(self, weights: Tensor | None = None) -> bool:
@@ -240,7 +240,7 @@ class MomentBuffer:
             )
         pairs = self.count - options.increments - self.delays
         tail = min(self.held_out, max(1, pairs // 3)) if pairs >= 3 else 0
-        fitted = _ops.moment_fit(self._stream("cpu"), self._table, options, self.count, tail)
+        fitted = _moment_ops.moment_fit(self._stream("cpu"), self._table, options, self.count, tail)
         last = self._recent.snapshots[-1:].clone()
         return KoopmanOperator(
             last, self.partition, self._table, fitted, observables=self.observables, m=self.count
@@ -332,14 +332,14 @@ class MomentBuffer:
         device = self.vector.device
         return device if _device.usable(device) else torch.device("cpu")
 
-    def _stream(self, device: torch.device | str) -> _ops.MomentStream:
+    def _stream(self, device: torch.device | str) -> _moment_ops.MomentStream:
         recent, moments = self._recent.snapshots.to(device), self._moments
         head = recent[: self.delays + 1] if self._head is None else self._head.to(device)
         if moments is not None and recent.device != moments.lags.device:
             moments = moments.cpu()
         # Dropped are the snapshots before observable folded - q.
         folded = self._dropped + self.delays if self._dropped > 0 else 0
-        return _ops.MomentStream(head, recent, folded, self._options, moments)
+        return _moment_ops.MomentStream(head, recent, folded, self._options, moments)
 
     def _fold(self) -> None:
         """Add the older of the recent snapshots to the moments, and drop them."""
@@ -347,9 +347,9 @@ class MomentBuffer:
         oldest = until - self.delays
         try:
             if self._moments is None:
-                self._moments = _ops.Moments.zeros(self._table, self._options, self._place)
+                self._moments = _moment_ops.Moments.zeros(self._table, self._options, self._place)
                 self._head = self._recent.snapshots[: self.delays + 1].to(self._place, copy=True)
-            _ops.fold_moments(self._stream(self._place), self._table, until)
+            _moment_ops.fold_moments(self._stream(self._place), self._table, until)
             self._recent.drop_oldest(oldest - self._dropped)
             self._dropped = oldest
         except BaseException:
@@ -358,13 +358,13 @@ class MomentBuffer:
 
     def _checked_moments(
         self, state: Mapping[str, Any]
-    ) -> tuple[Tensor | None, _ops.Moments | None]:
+    ) -> tuple[Tensor | None, _moment_ops.Moments | None]:
         dropped, head = state["dropped"], state["head"]
         parts = (head, state["lags"], state["sums"])
         expected: tuple[tuple[int, ...], ...] = ()
         if dropped == 0 and all(part is None for part in parts):
             return None, None
-        moments = _ops.Moments.zeros(self._table, self._options, self._place)
+        moments = _moment_ops.Moments.zeros(self._table, self._options, self._place)
         shape = (self.delays + 1, self.vector.n)
         own = (
             torch.empty(shape, dtype=self.vector.dtype, device=self._place),

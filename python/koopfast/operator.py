@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from koopfast import _complex, _device_fit, _ops, _single_weights, _spectrum
+from koopfast import _blocks, _complex, _device_fit, _ops, _single_weights, _spectrum, _views
 from koopfast._device_fit import DeviceBlocks
 from koopfast._options import FitOptions
 from koopfast._reference import NON_FINITE, OK, STILL
@@ -85,8 +85,8 @@ class KoopmanOperator:
         self,
         snapshots: Tensor,
         partition: Partition,
-        table: _ops.BlockTable | None,
-        fitted: SingleWeights | DeviceBlocks | _ops.FittedBlocks,
+        table: _blocks.BlockTable | None,
+        fitted: SingleWeights | DeviceBlocks | _blocks.FittedBlocks,
         *,
         observables: str,
         m: int,
@@ -125,8 +125,8 @@ class KoopmanOperator:
         return self._fit.trusted_horizon
 
     @property
-    def _fitted(self) -> _ops.FittedBlocks:
-        return self._fit if isinstance(self._fit, _ops.FittedBlocks) else self._fit.blocks
+    def _fitted(self) -> _blocks.FittedBlocks:
+        return self._fit if isinstance(self._fit, _blocks.FittedBlocks) else self._fit.blocks
 
     @property
     def coefficients(self) -> dict[str, Tensor]:
@@ -269,7 +269,7 @@ class KoopmanOperator:
             estimator=estimator,
             unstable=unstable,
         )
-        states = _ops.as_snapshots(snapshots)
+        states = _views.as_snapshots(snapshots)
         m, n = states.shape
         if partition is None:
             partition = Partition.from_segments([[(0, n)]], n)
@@ -288,14 +288,14 @@ class KoopmanOperator:
                 f"block_average={block_average} need at least {options.least_snapshots} recorded "
                 f"states, got {m}"
             )
-        table: _ops.BlockTable | None = None
-        fitted: SingleWeights | DeviceBlocks | _ops.FittedBlocks
+        table: _blocks.BlockTable | None = None
+        fitted: SingleWeights | DeviceBlocks | _blocks.FittedBlocks
         if states.is_complex():
             fitted = _complex.operator_fit(states, partition, options)
         elif _single_weights.fits(states, partition, options):
             fitted = SingleWeights.fit(states, partition, options)
         else:
-            table = _ops.BlockTable(partition)
+            table = _blocks.BlockTable(partition)
             on_device = _device_fit.fits(states, table, options)
             fit = DeviceBlocks.fit if on_device else _ops.operator_fit
             fitted = fit(states, table, options)
@@ -341,14 +341,14 @@ class KoopmanOperator:
     def _write(self, wanted: list[float], out: Tensor) -> None:
         """The weights at horizons in recorded intervals, to the rows of ``out``."""
         like = self._snapshots
-        if not isinstance(self._fit, _ops.FittedBlocks):
+        if not isinstance(self._fit, _blocks.FittedBlocks):
             self._fit.predict(wanted, out)
         elif like.is_complex():
             _complex.predict(
                 like, self.partition, self._fit, wanted, out, observables=self.observables
             )
         else:
-            table = _ops.BlockTable(self.partition) if self._table is None else self._table
+            table = _blocks.BlockTable(self.partition) if self._table is None else self._table
             _ops.predict(like, table, self._fit, wanted, out)
 
     @property
@@ -408,7 +408,7 @@ class KoopmanOperator:
         where asked for.
         """
         fitted = self._fitted.with_spectrum
-        return fitted.eigenvalues[_ops.ragged(fitted.vector_offsets, self.rank)]
+        return fitted.eigenvalues[_blocks.ragged(fitted.vector_offsets, self.rank)]
 
     def eigenvalues_of(self, block: int) -> Tensor:
         """Eigenvalues of one block, (rank,) complex128."""

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Blocks as native code reads them, and what a fit leaves of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from koopfast import _native
+from koopfast._segments import repeated
+from koopfast._views import thread_count
+from koopfast.partition import Partition
+
+# kMostMembers of operator_fit.h.
+_MOST_MEMBERS = 4
+# Spectrum of operator_fit.h; those computed afterwards are the "later" ones.
+_PENDING_WITH_GRAM, _PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM, _LATER_USABLE = -2, -1, 0, 1, 3
+
+
+class BlockTable:
+    """A partition as native code reads it, with the columns that precede each segment."""
+
+    def __init__(self, partition: Partition) -> None:
+        offsets, lengths = partition.block_offsets, partition.segment_lengths
+        ends = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
+        self.sizes = ends[offsets[1:]] - ends[offsets[:-1]]
+        columns = ends[:-1] - repeated(ends[offsets[:-1]], offsets.diff())
+        self._tensors = tuple(
+            t.contiguous() for t in (offsets, partition.segment_starts, lengths, columns)
+        )
+        self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def addresses(self, device: torch.device | None = None) -> tuple[int, ...]:
+        """As `BlockTable` of block_table.h, on the CPU or on a device; copied there once."""
+        if device is None or device.type == "cpu":
+            return tuple(t.data_ptr() for t in self._tensors)
+        if device not in self._copies:
+            self._copies[device] = tuple(t.to(device) for t in self._tensors)
+        return tuple(t.data_ptr() for t in self._copies[device])
+
+    def segments(self, block: int) -> list[tuple[int, int]]:
+        """(start, length) of a block's segments."""
+        offsets, starts, lengths, _ = self._tensors
+        own = slice(int(offsets[block]), int(offsets[block + 1]))
+        return list(zip(starts[own].tolist(), lengths[own].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class FittedBlocks:
+    """Every block's small form, packed; block b's rank-k arrays start at its offsets."""
+
+    dual: Tensor  # bool (n_blocks,): the lift holds m snapshot coefficients, not n_b weights
+    rows: Tensor  # int64 (n_blocks,): rows of the lift
+    capacity: Tensor  # int64 (n_blocks,)
+    vector_offsets: Tensor  # int64 (n_blocks,)
+    matrix_offsets: Tensor  # int64 (n_blocks,)
+    lift_offsets: Tensor  # int64 (n_blocks,)
+    status: Tensor  # int32 (n_blocks,)
+    rank: Tensor  # int64 (n_blocks,)
+    spectrum: Tensor  # int32 (n_blocks,): Spectrum of operator_fit.h
+    hindcast_error: Tensor  # float64 (n_blocks,)
+    trusted_horizon: Tensor  # float64 (n_blocks,)
+    increments: Tensor  # int32 (n_blocks,): whether these were observed, not states
+    delays: Tensor  # int64 (n_blocks,)
+    block_average: Tensor  # int64 (n_blocks,)
+    estimator: Tensor  # int32 (n_blocks,), as in ESTIMATOR_NAMES
+    # float64 (n_blocks, 4 operators of which the block's is the mean, 4), heaviest first: delays,
+    # block_average, snapshots, weight (0: no operator); (n_blocks, 0, 4) where nothing is chosen
+    mixture: Tensor
+    origin_offsets: Tensor  # int64 (n_blocks,)
+    singular_values: Tensor  # float64
+    singular_offsets: Tensor  # int64 (n_blocks + 1,)
+    operators: Tensor  # float64
+    start: Tensor  # float64
+    lifts: Tensor  # float64
+    origins: Tensor  # float64, one a row of the lift
+    eigenvalues: Tensor  # complex128
+    eigenvectors: Tensor  # complex128
+    amplitudes: Tensor  # complex128
+
+    _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
+    _RESULTS = (
+        "status",
+        "rank",
+        "spectrum",
+        "hindcast_error",
+        "trusted_horizon",
+        "increments",
+        "delays",
+        "block_average",
+        "estimator",
+        "mixture",
+    )
+    _PACKED = (
+        "singular_values",
+        "operators",
+        "start",
+        "lifts",
+        "origins",
+        "eigenvalues",
+        "eigenvectors",
+        "amplitudes",
+    )
+
+    def selected(self, blocks: Tensor) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them."""
+        names = (*self._INDEXED, *self._RESULTS, "origin_offsets")
+        own = {name: getattr(self, name)[blocks] for name in names}
+        addresses = [own[name].data_ptr() for name in names]
+        addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
+        return own, tuple(addresses)
+
+    @cached_property
+    def with_spectrum(self) -> FittedBlocks:
+        """The same with every block's eigenvalues, eigenvectors and amplitudes.
+
+        A fit leaves out those that no prediction at whole horizons needs.
+        """
+        if not bool((self.spectrum <= _PENDING).any()):
+            return self
+        copied = ("spectrum", "eigenvalues", "eigenvectors", "amplitudes")
+        room = {name: getattr(self, name).clone() for name in copied}
+        whole = dataclasses.replace(
+            self, singular_values=self.start.new_empty(len(self.eigenvalues)), **room
+        )
+        everything = torch.arange(len(self.rank))
+        own, addresses = whole.selected(everything)
+        _native.operator_spectrum(addresses, len(everything), thread_count())
+        whole.spectrum.copy_(own["spectrum"])
+        # They stay where they were, which repacking has not moved.
+        late = self.spectrum == _PENDING_WITH_GRAM
+        starts, ranks = self.singular_offsets[:-1][late], self.rank[late]
+        shown = self.singular_values.clone()
+        shown[ragged(starts, ranks)] = whole.singular_values[
+            ragged(self.vector_offsets[late], ranks)
+        ]
+        return dataclasses.replace(whole, singular_values=shown)
+
+    @property
+    def with_singular_values(self) -> FittedBlocks:
+        """The same with every block's singular values: a fit that keeps all directions of a block,
+        and sees from a bound that it may, leaves them out."""
+        return self.with_spectrum if bool((self.spectrum == _PENDING_WITH_GRAM).any()) else self
+
+    def has_eigenbasis(self, block: int) -> bool:
+        """Whether a block's eigenvectors (see :attr:`with_spectrum`) are fit to compute with."""
+        return int(self.spectrum[block]) in (USABLE_SPECTRUM, _LATER_USABLE)
+
+    def keep(self, blocks: Tensor, own: dict[str, Tensor]) -> None:
+        """Take over what native code wrote to the arrays of :meth:`selected`."""
+        for name in self._RESULTS:
+            getattr(self, name)[blocks] = own[name]
+
+    def repacked(self) -> FittedBlocks:
+        """The same without the room that ranks below their capacity left, where that is much."""
+        rank = self.rank
+        if 2 * int((rank**2).sum()) > int((self.capacity**2).sum()):
+            return self
+        lift_counts = self.rows * rank
+        vectors = ragged(self.vector_offsets, rank)
+        matrices = ragged(self.matrix_offsets, rank**2)
+        return dataclasses.replace(
+            self,
+            capacity=rank,
+            vector_offsets=starts(rank),
+            matrix_offsets=starts(rank**2),
+            lift_offsets=starts(lift_counts),
+            operators=self.operators[matrices],
+            start=self.start[vectors],
+            lifts=self.lifts[ragged(self.lift_offsets, lift_counts)],
+            eigenvalues=self.eigenvalues[vectors],
+            eigenvectors=self.eigenvectors[matrices],
+            amplitudes=self.amplitudes[vectors],
+        )
+
+
+def starts(counts: Tensor) -> Tensor:
+    """Where each of consecutive runs of these lengths begins."""
+    return counts.cumsum(0) - counts
+
+
+def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
+    """Indices of counts[b] entries from offsets[b] on, for one b after another."""
+    within = torch.arange(int(counts.sum())) - repeated(starts(counts), counts)
+    return repeated(offsets, counts) + within
+
+
+def unfitted(
+    dual: Tensor,
+    rows: Tensor,
+    capacity: Tensor,
+    *,
+    averaged: bool = False,
+    mixed: bool = False,
+    device: torch.device | str = "cpu",
+) -> FittedBlocks:
+    """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
+    where snapshots may be averaged, and for what was mixed where operators may be."""
+    count = len(capacity)
+    vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
+    lifts = int((rows * capacity).sum())
+    real, pairs = torch.float64, torch.complex128
+
+    def room(size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=device)
+
+    return FittedBlocks(
+        dual=dual.to(device),
+        rows=rows.to(device),
+        capacity=capacity.to(device),
+        vector_offsets=starts(capacity).to(device),
+        matrix_offsets=starts(capacity**2).to(device),
+        lift_offsets=starts(rows * capacity).to(device),
+        status=room(count, torch.int32),
+        rank=torch.zeros(count, dtype=torch.int64, device=device),
+        spectrum=room(count, torch.int32),
+        hindcast_error=room(count, real),
+        trusted_horizon=room(count, real),
+        increments=room(count, torch.int32),
+        delays=room(count, torch.int64),
+        block_average=room(count, torch.int64),
+        estimator=room(count, torch.int32),
+        mixture=torch.zeros((count, _MOST_MEMBERS if mixed else 0, 4), dtype=real, device=device),
+        origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
+        singular_values=room(vectors, real),
+        singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
+        operators=room(matrices, real),
+        start=room(vectors, real),
+        lifts=room(lifts, real),
+        origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real, device=device),
+        eigenvalues=room(vectors, pairs),
+        eigenvectors=room(matrices, pairs),
+        amplitudes=room(vectors, pairs),
+    )
