@@ -94,7 +94,8 @@ def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
     )
     command = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 150
-    while not (tmp_path / endless[1].file(1)).is_file() and time.monotonic() < until:
+    first = [tmp_path / spec.file(1) for spec in endless]
+    while not all(chunk.is_file() for chunk in first) and time.monotonic() < until:
         time.sleep(0.01)
     command.kill()
     command.wait()
