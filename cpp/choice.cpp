@@ -173,7 +173,12 @@ class Search {
   }
 
   void challenge(const FitOptions& options, int64_t rank) {
-    Predictions moved = predictions(options, rank, false);
+    const int64_t most = std::min(rank, capacity_);
+    Predictions moved;
+    for (const Split& split : splits_) {
+      moved.push_back(predicted(motion_, shape_, options, most, false, split));
+      if (moved.size() == 1 && !(log_error(moved[0], split) < first_bar_)) return;
+    }
     const double own = score(moved);
     if (!(own < bar_)) return;
     score_ = bar_ = own;
@@ -185,11 +190,10 @@ class Search {
   void challenge_all() {
     if (score_ < std::log(kGoodError)) return;
     bar_ = score_ - kMargin;
+    first_bar_ = log_error(mean_[0], splits_[0]) - kMargin;
     const FitOptions base = best_[0].member.options;
     if (base.chosen & chosen_estimator)
-      for (const Estimator estimator :
-           {Estimator::symmetric, Estimator::total_least_squares, Estimator::forward_backward}) {
-        if (estimator == Estimator::forward_backward && base.ridge > 0) continue;
+      for (const Estimator estimator : {Estimator::symmetric, Estimator::total_least_squares}) {
         FitOptions own = base;
         own.estimator = estimator;
         challenge(own, full_);
@@ -225,11 +229,15 @@ class Search {
     return moved;
   }
 
+  static double log_error(const Matrix& moved, const Split& split) {
+    return std::log(std::max(error_of(moved, split), kLeastError));
+  }
+
   // Weighted mean logarithm of the errors.
   double score(const Predictions& moved) const {
     double sum = 0;
     for (size_t i = 0; i < splits_.size(); ++i)
-      sum += kWeights[i] * std::log(std::max(error_of(moved[i], splits_[i]), kLeastError));
+      sum += kWeights[i] * log_error(moved[i], splits_[i]);
     return sum;
   }
 
@@ -251,7 +259,7 @@ class Search {
   std::vector<Candidate> best_;
   std::vector<Member> members_;
   Predictions mean_;
-  double score_ = 0, bar_ = 0;
+  double score_ = 0, bar_ = 0, first_bar_ = 0;  // to be undercut: of all splits, and of the first
 };
 
 }  // namespace

@@ -119,13 +119,15 @@ def predictions(states: Tensor, recipe: Recipe) -> list[Tensor | None]:
     return [predicted(states[:head], m - head, recipe) for head in heads(m)]
 
 
+def log_error(states: Tensor, head: int, moved: Tensor | None) -> float:
+    """Logarithm of the error of what was predicted from this head."""
+    return math.log(max(error_of(moved, states[head:] - states[head - 1]), LEAST_ERROR))
+
+
 def score(states: Tensor, moved: Sequence[Tensor | None]) -> float:
     """Mean logarithm of the errors of these predictions."""
-    total = 0.0
-    for head, weight, own in zip(heads(len(states)), WEIGHTS, moved, strict=True):
-        truth = states[head:] - states[head - 1]
-        total += weight * math.log(max(error_of(own, truth), LEAST_ERROR))
-    return total
+    parts = zip(heads(len(states)), WEIGHTS, moved, strict=True)
+    return sum(weight * log_error(states, head, own) for head, weight, own in parts)
 
 
 def averages(count: int, half: bool, wanted: Recipe) -> Iterator[int]:
@@ -159,9 +161,8 @@ def challengers(best: Recipe, wanted: Recipe, any_rank: bool) -> Iterator[Recipe
     """Other estimators and states, with the averages and delays of the best."""
     best = dataclasses.replace(best, half=False)
     if wanted.estimator == "auto":
-        for estimator in ("symmetric", "total_least_squares", "forward_backward"):
-            if estimator != "forward_backward" or wanted.wanted.ridge == 0:
-                yield dataclasses.replace(best, estimator=estimator)
+        for estimator in ("symmetric", "total_least_squares"):
+            yield dataclasses.replace(best, estimator=estimator)
     if wanted.observables == "auto":
         for rank in RANKS_OF_STATES if any_rank else (wanted.rank,):
             if rank < 2 * wanted.rank:
@@ -185,7 +186,7 @@ def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], 
     First least squares: for every number of delays the average and part of the window of the lowest
     score, those near the preferred ones favoured. The mean of what they predict, weighted by the
     inverse of their errors, has less chance in it than any of them. Other estimators and states
-    take its place only if they score better by MARGIN. Rank 0, stand still (error 1), wins where
+    take its place only if they score better by MARGIN, on the first head and in all. Rank 0, stand still (error 1), wins where
     nothing does better.
     """
     any_rank = wanted.wanted.rank == "auto"
@@ -222,7 +223,12 @@ def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], 
     lowest = score(states, moved)
     bar = lowest - MARGIN if lowest >= math.log(GOOD_ERROR) else -math.inf
     if bar > -math.inf:
+        first = heads(m)[0]
+        first_bar = log_error(states, first, moved[0]) - MARGIN
         for recipe in challengers(best[0][1], wanted, any_rank):
+            alone = predicted(states[:first], m - first, recipe)
+            if not log_error(states, first, alone) < first_bar:
+                continue  # the other heads are not looked at
             other = predictions(states, recipe)
             if (own_score := score(states, other)) < bar:
                 chosen, moved, lowest, bar = [(1.0, recipe)], other, own_score, own_score
