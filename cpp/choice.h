@@ -26,6 +26,13 @@ struct Choice {
   double trusted;
 };
 
+// A block, and the most directions that it may get.
+struct Subject {
+  const Motion* motion;
+  BlockShape shape;
+  int64_t capacity;
+};
+
 // Chooses what options.chosen names, and with it the rank, by predicting the rest of the window
 // from its first half, two thirds and five sixths. The score of an operator is the mean logarithm
 // of the three errors. Rank 0 (stand still, error 1) wins where nothing does better. The steps:
@@ -38,7 +45,9 @@ struct Choice {
 //      is not as much better on the first split is not fitted to the others.
 // Candidates' errors differ by chance, and so do their predictions: the mean has less of it than
 // any one of them, and costs no more to apply.
-Choice choose(const Motion& motion, const BlockShape& shape, const FitOptions& options,
-              int64_t capacity);
+//
+// For several blocks of one window, whose candidates are fitted together. What is chosen for one
+// depends on no other.
+std::vector<Choice> choose(const std::vector<Subject>& blocks, const FitOptions& options);
 
 }  // namespace koopfast

@@ -5,14 +5,19 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "choice.h"
 #include "hindcast.h"
+#include "lane_groups.h"
+#include "lane_kernels.h"
 #include "mixture.h"
 #include "motion.h"
 #include "operator_store.h"
 #include "parallel.h"
+#include "reduced_lanes.h"
 #include "reduced_operator.h"
 #include "solvers/solvers.h"
 #include "tiles.h"
@@ -21,6 +26,8 @@ namespace koopfast {
 namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+// Blocks for which operators are chosen together; two fill the lanes of an eigenproblem.
+constexpr int64_t kTogether = 2 * kLaneCount;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // A block's motion in coordinates (dual) or as it is (primal).
@@ -75,6 +82,7 @@ Vector start_of(const Motion& motion, int64_t m, BlockForm form, int64_t average
 struct Lifted {
   Reduced fit;
   Matrix lift;
+  Eigenbasis basis;  // of a member of a mean
 };
 
 class Block {
@@ -86,92 +94,157 @@ class Block {
         m_(s.m),
         form_(form) {}
 
-  Lifted fitted(const Matrix& h, const Member& member) const {
-    Lifted own{reduce(h, shape, member.options, member.rank), Matrix()};
-    own.lift = form_ == BlockForm::dual
-                   ? snapshot_coefficients(own.fit, m_, member.snapshots, member.options)
-                   : own.fit.image;
-    return own;
+  Matrix observables(const Member& member) const {
+    return observe(motion, m_, member.snapshots, member.options);
   }
 
-  Matrix observables(const Member& member) const {
-    return embed(observe(motion, m_, member.snapshots, member.options), member.options.delays);
+  Matrix lift(const Reduced& fit, const Member& member) const {
+    return form_ == BlockForm::dual
+               ? snapshot_coefficients(fit, m_, member.snapshots, member.options)
+               : fit.image;
   }
 
   Vector start(int64_t average) const { return start_of(motion, m_, form_, average); }
 
-  const Motion motion;
-  const BlockShape shape;
+  Motion motion;
+  BlockShape shape;
 
  private:
   const int64_t m_;
   const BlockForm form_;
 };
 
-// Stores the mean of the members' operators. Those without a well-conditioned eigenbasis, or for
-// which there is no room, are left out; false where no other is left.
-bool store_mean(const Block& block, Choice& choice, const OperatorArrays& out, int64_t i) {
-  Vector sigma;
+// Stores the mean of the members' operators, of which there is a fit each. Those without a
+// well-conditioned eigenbasis, or for which there is no room, are left out; false where no other is
+// left.
+bool store_mean(const Block& block, Choice& choice, const std::vector<Lifted>& fits,
+                const OperatorArrays& out, int64_t i) {
+  const Vector* sigma = nullptr;
   std::vector<Member> taken;
   std::unique_ptr<Mixture> mixture;
-  for (const Member& member : choice.members) {
-    Lifted own = block.fitted(block.observables(member), member);
-    Matrix& op = own.fit.op;
-    if (op.rows() == 0) continue;
-    const Unstable unstable = member.options.unstable;
-    const Eigenbasis basis =
-        unstable == Unstable::keep ? eigenbasis(op) : move_to_unit_disc(op, own.lift, unstable);
-    if (!basis.usable) continue;
+  for (size_t j = 0; j < fits.size(); ++j) {
+    const Lifted& own = fits[j];
+    const Member& member = choice.members[j];
+    if (own.fit.op.rows() == 0 || !own.basis.usable) continue;
     const int64_t a = member.options.block_average;
     if (!mixture) mixture = std::make_unique<Mixture>(own.lift.rows());
-    if (!mixture->add(basis, own.fit.start, own.lift, block.start(a), a, member.weight,
+    if (!mixture->add(own.basis, own.fit.start, own.lift, block.start(a), a, member.weight,
                       out.capacity[i]))
       continue;
-    if (taken.empty()) sigma = own.fit.sigma;
+    if (taken.empty()) sigma = &own.fit.sigma;
     taken.push_back(member);
   }
   if (taken.empty()) return false;
   for (Member& member : taken) member.weight /= mixture->weight();
   choice.members = std::move(taken);
-  store_mixture(*mixture, sigma, out, i);
+  store_mixture(*mixture, *sigma, out, i);
+  FitOptions mean = choice.members[0].options;
+  mean.block_average = 1;  // whatever it is of: in recorded intervals
+  note_options(mean, out, i);
+  note_choice(choice, out, i);
   return true;
 }
 
-void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockForm form,
-             const double* coordinates, const FitOptions& options, const OperatorArrays& out,
-             int64_t i) {
-  begin_block(options, out, i);
-  const Block block(s, table, b, form, coordinates, options);
-  if (!block.motion.steps.allFinite() || !block.motion.states.allFinite()) {
-    out.status[i] = static_cast<int32_t>(BlockStatus::non_finite);
-    return;
-  }
-  Choice choice{{{options, s.m, out.capacity[i], 1}}, kNaN, kNaN};
-  if (options.chosen != 0) choice = choose(block.motion, block.shape, options, out.capacity[i]);
-  if (choice.members.size() > 1 && store_mean(block, choice, out, i)) {
-    FitOptions mean = choice.members[0].options;
-    mean.block_average = 1;  // whatever it is of: in recorded intervals
-    note_options(mean, out, i);
-    note_choice(choice, out, i);
-    return;
-  }
+// Stores the operator of the heaviest member alone.
+void store_one(const Block& block, Choice& choice, const OperatorArrays& out, int64_t i) {
   choice.members.resize(1);
   Member& member = choice.members[0];
   member.weight = 1;
   const FitOptions& own = member.options;
-  const Matrix h = block.observables(member);
-  if (options.chosen == 0 && options.rank_rule == RankRule::hindcast) {
-    member.rank = hindcast(h, block.shape, options, member.rank, choice.error, choice.trusted);
-    choice.trusted *= static_cast<double>(options.block_average);
+  const Matrix h = embed(block.observables(member), own.delays);
+  if (own.chosen == 0 && own.rank_rule == RankRule::hindcast) {
+    member.rank = hindcast(h, block.shape, own, member.rank, choice.error, choice.trusted);
+    choice.trusted *= static_cast<double>(own.block_average);
   }
   note_options(own, out, i);
   note_choice(choice, out, i);
-  const Lifted lifted = block.fitted(h, member);
+  const Reduced fit = reduce(h, block.shape, own, member.rank);
   if (own.block_average > 1) {
     const Vector start = block.start(own.block_average);
     Eigen::Map<Vector>(out.origins + out.origin_offsets[i], start.size()) = start;
   }
-  store_block(lifted.fit, lifted.lift, own, out, i);
+  store_block(fit, block.lift(fit, member), own, out, i);
+}
+
+// Fits of the members of all means, those to the same observables together.
+std::vector<std::vector<Lifted>> fit_members(const std::vector<Block>& blocks,
+                                             const std::vector<Choice>& choices) {
+  struct Job {
+    size_t block, member;
+  };
+  std::vector<Job> jobs;
+  std::vector<std::vector<Lifted>> fits(blocks.size());
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const std::vector<Member>& members = choices[b].members;
+    fits[b].resize(members.size() > 1 ? members.size() : 0);
+    for (size_t j = 0; j < fits[b].size(); ++j) jobs.push_back({b, j});
+  }
+  const auto member_of = [&](int64_t job) -> const Member& {
+    return choices[jobs[job].block].members[jobs[job].member];
+  };
+  const auto count = static_cast<int64_t>(jobs.size());
+  const Groups groups = group_by(count, std::max<int64_t>(count, 1), [&](int64_t job) {
+    const Member& own = member_of(job);
+    return std::make_tuple(own.options.delays, own.options.block_average, own.snapshots);
+  });
+  for (int64_t g = 0; g < groups.count(); ++g) {
+    std::vector<Observed> observed;
+    std::vector<BlockShape> shapes;
+    std::vector<int64_t> limits;
+    const int64_t first = groups.first[g], end = groups.first[g + 1];
+    for (int64_t j = first; j < end; ++j) {
+      const int64_t job = groups.order[j];
+      const Block& block = blocks[jobs[job].block];
+      observed.push_back({block.observables(member_of(job)), Matrix()});
+      shapes.push_back(block.shape);
+      limits.push_back(member_of(job).rank);
+    }
+    const FitOptions& options = member_of(groups.order[first]).options;
+    std::vector<Reduced> own = reduce_together(observed, shapes, options, limits);
+    for (int64_t j = first; j < end; ++j) {
+      const int64_t job = groups.order[j];
+      Lifted& lifted = fits[jobs[job].block][jobs[job].member];
+      lifted.fit = std::move(own[j - first]);
+      if (lifted.fit.op.rows() == 0) continue;
+      lifted.lift = blocks[jobs[job].block].lift(lifted.fit, member_of(job));
+      lifted.basis = options.unstable == Unstable::keep
+                         ? eigenbasis(lifted.fit.op)
+                         : move_to_unit_disc(lifted.fit.op, lifted.lift, options.unstable);
+    }
+  }
+  return fits;
+}
+
+void fit_some(const SnapshotView& s, const BlockTable& table, const int64_t* blocks, int64_t first,
+              int64_t end, BlockForm form, const double* coordinates, const FitOptions& options,
+              const OperatorArrays& out) {
+  std::vector<Block> finite;
+  std::vector<int64_t> at;
+  for (int64_t i = first; i < end; ++i) {
+    begin_block(options, out, i);
+    const double* own = form == BlockForm::dual ? coordinates + i * s.m * s.m : nullptr;
+    Block block(s, table, blocks[i], form, own, options);
+    if (!block.motion.steps.allFinite() || !block.motion.states.allFinite()) {
+      out.status[i] = static_cast<int32_t>(BlockStatus::non_finite);
+      continue;
+    }
+    finite.push_back(std::move(block));
+    at.push_back(i);
+  }
+  std::vector<Choice> choices;
+  if (options.chosen != 0) {
+    std::vector<Subject> subjects;
+    for (size_t b = 0; b < at.size(); ++b)
+      subjects.push_back({&finite[b].motion, finite[b].shape, out.capacity[at[b]]});
+    choices = choose(subjects, options);
+  } else {
+    for (const int64_t i : at)
+      choices.push_back({{{options, s.m, out.capacity[i], 1}}, kNaN, kNaN});
+  }
+  const std::vector<std::vector<Lifted>> fits = fit_members(finite, choices);
+  for (size_t b = 0; b < at.size(); ++b)
+    if (fits[b].empty() || !store_mean(finite[b], choices[b], fits[b], out, at[b]))
+      store_one(finite[b], choices[b], out, at[b]);
 }
 
 }  // namespace
@@ -179,9 +252,11 @@ void fit_one(const SnapshotView& s, const BlockTable& table, int64_t b, BlockFor
 void operator_fit(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
                   int64_t count, BlockForm form, const double* coordinates,
                   const FitOptions& options, const OperatorArrays& out, int threads) {
-  parallel_for(count, threads, [&](int64_t i) {
-    const double* own = form == BlockForm::dual ? coordinates + i * s.m * s.m : nullptr;
-    fit_one(s, table, blocks[i], form, own, options, out, i);
+  // Where much is tried, several at a time are less work.
+  const int64_t together = options.chosen != 0 ? kTogether : 1;
+  parallel_for((count + together - 1) / together, threads, [&](int64_t i) {
+    fit_some(s, table, blocks, i * together, std::min(count, (i + 1) * together), form, coordinates,
+             options, out);
   });
 }
 

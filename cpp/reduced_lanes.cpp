@@ -2,6 +2,7 @@
 #include "reduced_lanes.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "lane_groups.h"
 #include "moment_fit.h"
