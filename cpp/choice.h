@@ -41,8 +41,8 @@ struct Subject {
 //      groups and delays and those preferred;
 //   2. the mean of these predictions, weighted by exp(-score), that is, by the inverse error;
 //   3. where the mean's error is above kGoodError, states and other estimators with the best one's
-//      average and delays: only one whose score is lower by kMargin takes its place, alone. One that
-//      is not as much better on the first split is not fitted to the others.
+//      average and delays: only one whose score is lower by kMargin takes its place, alone. One
+//      that is not as much better on the first split is not fitted to the others.
 // Candidates' errors differ by chance, and so do their predictions: the mean has less of it than
 // any one of them, and costs no more to apply.
 //

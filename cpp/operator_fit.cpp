@@ -26,8 +26,9 @@ namespace koopfast {
 namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-// Blocks for which operators are chosen together; two fill the lanes of an eigenproblem.
-constexpr int64_t kTogether = 2 * kLaneCount;
+// Operators are chosen for so many blocks together, which fill the lanes of an eigenproblem; for
+// fewer where they have more snapshots than this: candidates' predictions are as large as these.
+constexpr int64_t kTogether = 2 * kLaneCount, kMostEntries = int64_t{1} << 19;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // A block's motion in coordinates (dual) or as it is (primal).
@@ -252,8 +253,12 @@ void fit_some(const SnapshotView& s, const BlockTable& table, const int64_t* blo
 void operator_fit(const SnapshotView& s, const BlockTable& table, const int64_t* blocks,
                   int64_t count, BlockForm form, const double* coordinates,
                   const FitOptions& options, const OperatorArrays& out, int threads) {
-  // Where much is tried, several at a time are less work.
-  const int64_t together = options.chosen != 0 ? kTogether : 1;
+  int64_t together = 1, entries = 1;
+  if (options.chosen != 0) {
+    for (int64_t i = 0; i < count; ++i)
+      entries = std::max(entries, s.m * std::min(s.m, table.block_size(blocks[i])));
+    together = std::clamp<int64_t>(kMostEntries / entries, 1, kTogether);
+  }
   parallel_for((count + together - 1) / together, threads, [&](int64_t i) {
     fit_some(s, table, blocks, i * together, std::min(count, (i + 1) * together), form, coordinates,
              options, out);

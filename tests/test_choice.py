@@ -222,6 +222,43 @@ def test_refuses_averages_longer_than_the_window():
         KoopmanOperator.fit(noisy(6), auto=1)
 
 
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_what_a_block_chooses_depends_on_no_other(n):
+    # Blocks are tried side by side, however many there are, and of whatever sizes.
+    sizes = [n, n, 3, n, 45, 1, *[n] * 20]
+    snapshots = noisy(sum(sizes), level=1e-2) + 0.1 * cases.random_walk(M, sum(sizes))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    cuts = list(zip(starts, sizes, strict=True))
+    partition = Partition.from_segments([[cut] for cut in cuts], sum(sizes))
+    together = KoopmanOperator.fit(snapshots, partition, auto=True)
+    predicted = together.predict([0.5, 30])
+    for block, (start, size) in enumerate(cuts):
+        own = slice(start, start + size)
+        alone = KoopmanOperator.fit(snapshots[:, own].contiguous(), auto=True)
+        assert together.chosen(block) == alone.chosen(0)
+        assert torch.equal(predicted[:, own], alone.predict([0.5, 30]))
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("m", [M, 90])
+@pytest.mark.parametrize("seed", range(3))
+def test_moments_choose_what_orthogonal_factors_do(n, m, seed):
+    # "gram" fits all candidates from second moments, "qr" each from the observables themselves.
+    snapshots = noisy(n, seed, m, level=1e-2) + 0.1 * cases.random_walk(m, n, seed=seed)
+    gram, qr = (KoopmanOperator.fit(snapshots, auto=True, method=how) for how in ("gram", "qr"))
+    own, other = gram.chosen(0), qr.chosen(0)
+    assert (own.observables, own.estimator, own.rank) == (
+        other.observables,
+        other.estimator,
+        other.rank,
+    )
+    assert own.hindcast_error == pytest.approx(other.hindcast_error, rel=1e-6)
+    for a, b in zip(own.members, other.members, strict=True):
+        assert (a.delays, a.block_average, a.snapshots) == (b.delays, b.block_average, b.snapshots)
+        assert a.weight == pytest.approx(b.weight, rel=1e-6)
+    assert relative_error(gram.predict([0.5, 7, 60]), qr.predict([0.5, 7, 60])) < 1e-7
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     from compare import on_threads
 

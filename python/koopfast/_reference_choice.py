@@ -186,8 +186,8 @@ def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], 
     First least squares: for every number of delays the average and part of the window of the lowest
     score, those near the preferred ones favoured. The mean of what they predict, weighted by the
     inverse of their errors, has less chance in it than any of them. Other estimators and states
-    take its place only if they score better by MARGIN, on the first head and in all. Rank 0, stand still (error 1), wins where
-    nothing does better.
+    take its place only if they score better by MARGIN, on the first head and in all. Rank 0, stand
+    still (error 1), wins where nothing does better.
     """
     any_rank = wanted.wanted.rank == "auto"
     plain = dataclasses.replace(

@@ -221,8 +221,8 @@ class KoopmanOperator:
                 vectors of [F; F'] first. A block where one of them does not exist gets least
                 squares: where the backward operator is singular, or has no real root, or more
                 than one that fits (A_f has eigenvalues lambda and -lambda, or no eigenbasis);
-                where those singular vectors have equals beyond the rank. "auto" tries these and
-                the self-adjoint operator. Only least squares goes
+                where those singular vectors have equals beyond the rank. "auto" tries total least
+                squares and the self-adjoint operator beside least squares. Only least squares goes
                 with ``symmetric``, and no ``ridge`` with "forward_backward".
             method: "gram" squares the observables into Gram matrices, summed in double: one read
                 of the snapshots, and directions below about 1e-7 of the largest are lost. "qr"
