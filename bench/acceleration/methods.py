@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ways to train: the optimizer alone, with Koopman jumps, with what others would do, and controls.
+"""Ways to train: the optimizer alone, and with what others would do.
 
 A gradient evaluation is one forward and one backward pass over a batch. A forward pass over as many
 samples is a third of it, as the backward pass of a network costs twice its forward pass.
@@ -8,15 +8,13 @@ samples is a third of it, as the backward pass of a network costs twice its forw
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import koopfast
 from koopfast.controller import FORWARD
 from koopfast.demo.tasks import Task
 
@@ -66,24 +64,6 @@ class Method:
 
 class Plain(Method):
     """The optimizer alone."""
-
-
-class Koopman(Method):
-    """The optimizer with a KoopmanTrainer as it comes."""
-
-    overrides: Mapping[str, Any] = {}
-
-    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
-        super().__init__(task, seed, make_optimizer)
-        self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
-
-    def after_step(self) -> None:
-        counters = self.trainer.history.counters
-        probes = counters.probe_evaluations
-        record = self.trainer.after_step(probe=lambda: self.task.probe(self.model))
-        self.cost += FORWARD * (counters.probe_evaluations - probes)
-        if record is not None and record.accepted:
-            self.jumped.append(self.steps)
 
 
 class Ema(Method):
@@ -213,53 +193,8 @@ class Lbfgs(Method):
         self.steps += 1
 
 
-class _Control(Method):
-    """Follows the moments at which the Koopman run of the same seed jumped."""
-
-    def __init__(
-        self, task: Task, seed: int, make_optimizer: MakeOptimizer, leader: Method
-    ) -> None:
-        super().__init__(task, seed, make_optimizer)
-        self.leader = leader
-
-    def after_step(self) -> None:
-        if self.steps in self.leader.jumped:
-            self.jumped.append(self.steps)
-            self.instead()
-
-    def instead(self) -> None:
-        raise NotImplementedError
-
-
-class ResetAlone(_Control):
-    """Forgets the optimizer's state where the Koopman run jumps, and does not jump."""
-
-    def instead(self) -> None:
-        self.optimizer.state.clear()
-
-
-class AverageAlone(_Control):
-    """Goes to the mean of the window where the Koopman run jumps."""
-
-    def __init__(
-        self, task: Task, seed: int, make_optimizer: MakeOptimizer, leader: Method
-    ) -> None:
-        super().__init__(task, seed, make_optimizer, leader)
-        self.path: deque[Tensor] = deque(maxlen=32)
-
-    def after_step(self) -> None:
-        if self.steps % 4 == 0:
-            self.path.append(parameters_to_vector(self.model.parameters()).detach().clone())
-        super().after_step()
-
-    def instead(self) -> None:
-        vector_to_parameters(torch.stack(list(self.path)).mean(dim=0), self.model.parameters())
-        self.path.clear()
-
-
 PEERS: dict[str, type[Method]] = {
     "plain": Plain,
-    "koopman": Koopman,
     "EMA": Ema,
     "SWA": Swa,
     "Lookahead": Lookahead,
@@ -267,4 +202,3 @@ PEERS: dict[str, type[Method]] = {
     "linear": Linear,
     "L-BFGS": Lbfgs,
 }
-CONTROLS: dict[str, type[_Control]] = {"reset alone": ResetAlone, "average alone": AverageAlone}

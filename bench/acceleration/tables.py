@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from trace import Trace
@@ -16,7 +17,7 @@ from koopfast.report import machine
 _INTRODUCTION = """<!-- SPDX-License-Identifier: BSD-3-Clause -->
 # Does training reach the loss sooner?
 
-Written by `{command}`; {seeds} seeds. {machine}.
+Written by `{command}`. {machine}. Programs (fingerprint of their sources, races run): {codes}.
 
 Every method trains from the same weights on the same batches, in turns, for the same number of
 gradient evaluations: a forward and a backward pass over a batch count as one, a probe's forward
@@ -35,7 +36,7 @@ _RATIOS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One row at one rate from one seed, trained by every method.
+    """One row at one rate from one seed, trained by every method, in two races.
 
     Attributes:
         row: the experiment.
@@ -43,7 +44,10 @@ class Cell:
         rate: the learning rate.
         seed: of weights and batches.
         steps: budget in gradient evaluations.
-        traces: by method.
+        races: traces by method, the peers' race and that of KoopmanTrainer with its controls; the
+            optimizer alone runs in both. It trains the same way in both, but seconds compare
+            within a race only.
+        codes: fingerprints of the programs that ran them.
     """
 
     row: Experiment
@@ -51,15 +55,27 @@ class Cell:
     rate: float
     seed: int
     steps: int
-    traces: dict[str, Trace]
+    races: tuple[dict[str, Trace], ...]
+    codes: tuple[str, ...]
+
+    @property
+    def traces(self) -> dict[str, Trace]:
+        """By method."""
+        return {name: trace for race in reversed(self.races) for name, trace in race.items()}
+
+    def beside(self, method: str) -> Trace:
+        """The optimizer alone, in the race that ``method`` ran in."""
+        return next(race for race in self.races if method in race)["plain"]
 
     def speed_up(self, method: str, against: str = "plain", *, seconds: bool = False) -> float:
         """Cost of ``against`` to the target over that of ``method``; 0 where it never gets there.
 
-        Infinite where only ``method`` gets there, NaN where neither does.
+        Infinite where only ``method`` gets there, NaN where neither does. ``seconds`` only against
+        the optimizer alone.
         """
-        target = self.traces["plain"].end
-        ours, theirs = (self.traces[name].first_below(target) for name in (method, against))
+        plain = self.beside(method)
+        other = plain if against == "plain" else self.traces[against]
+        ours, theirs = (trace.first_below(plain.end) for trace in (self.traces[method], other))
         if ours is None:
             return float("nan") if theirs is None else 0.0
         return float("inf") if theirs is None else theirs[seconds] / ours[seconds]
@@ -115,7 +131,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _summary(group: list[Cell]) -> list[str]:
     first = group[0]
-    plain, ours = ([c.traces[name] for c in group] for name in ("plain", "koopman"))
+    plain, ours = [c.beside("koopman") for c in group], [c.traces["koopman"] for c in group]
     ends = [o.end / p.end for o, p in zip(ours, plain, strict=True)]
     seconds = [
         o.seconds[o.within - 1] / p.seconds[p.within - 1] for o, p in zip(ours, plain, strict=True)
@@ -127,6 +143,7 @@ def _summary(group: list[Cell]) -> list[str]:
         first.row.name,
         f"{first.rate:g}",
         f"{first.steps:,}",
+        f"{len(group)}",
         spread(c.speed_up("koopman") for c in group),
         spread(c.speed_up("koopman", seconds=True) for c in group),
         f"{first.row.floor:g}",
@@ -151,9 +168,12 @@ def _against(groups: list[list[Cell]], names: list[str], against: bool) -> str:
 
 def markdown(cells: Sequence[Cell], command: str) -> str:
     """The document of a study."""
-    seeds = len({cell.seed for cell in cells})
-    machine_facts = "; ".join(machine())
-    parts = [_INTRODUCTION.format(command=command, seeds=seeds, machine=machine_facts)]
+    codes = Counter(
+        code for cell in {id(c.races): c for c in cells}.values() for code in cell.codes
+    )
+    told = ", ".join(f"{code} {count}" for code, count in codes.most_common())
+    facts = "; ".join(machine())
+    parts = [_INTRODUCTION.format(command=command, machine=facts, codes=told)]
     titles = {
         "default": "At the default learning rate",
         "tuned": "At the rate that is best for the optimizer alone",
@@ -168,6 +188,7 @@ def markdown(cells: Sequence[Cell], command: str) -> str:
             "",
             "rate",
             "budget",
+            "seeds",
             "speed-up, evaluations",
             "speed-up, seconds",
             "aim",

@@ -251,21 +251,22 @@ def _digits(count: int) -> Mnist:
     )
 
 
-def _on_digits(kind: type[DigitsTask], count: int, batch: int, seed: int, steps: int) -> Task:
+def _on_digits(
+    kind: type[DigitsTask], count: int, batch: int, seed: int, steps: int, *, scored: int = 1500
+) -> Task:
     """Judged and scored on all digits where the batch is all of them.
 
     Otherwise judged on a fixed part as large as a batch, so that a probe costs a third of a
     gradient, and scored on others.
     """
     part = batch
-    scored = count if batch == count else 1500
     return kind(
         _digits(count),
         steps=steps,
         width=64,
         batch=batch,
         probe=part,
-        scored=scored,
+        scored=count if batch == count else scored,
         seed=seed,
         overrides={},
     )
@@ -310,7 +311,7 @@ def experiments() -> dict[str, Experiment]:
     logistic = partial(_on_digits, LogisticTask, 2000, 2000)
     whole = partial(_on_digits, DigitsTask, 2000, 2000)
     mini = partial(_on_digits, DigitsTask, 60000, 128)
-    conv = partial(_on_digits, ConvolutionTask, 60000, 64)
+    conv = partial(_on_digits, ConvolutionTask, 60000, 64, scored=500)
     some = partial(_row, full_batch=False)
     rows = [
         _row("solver, gradient descent", _solver, SGD, (0.001, 0.003, 0.01, 0.03), 6000, 10),

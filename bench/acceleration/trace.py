@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One cell of the study: all methods on one experiment, one learning rate, one seed, in turns."""
+"""One race of the study: some methods on one experiment, one learning rate, one seed, in turns."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
-from methods import CONTROLS, PEERS, Method
+from methods import Method
+from ours import Control
 from tasks import Experiment
 from torch import nn
 
-SCORES = 200  # a run
+SCORES = 100  # a run
 # Who has not reached the target within the budget may go on for so many budgets in all: otherwise a
 # method that is a little slower, or as fast and less lucky, would look like one that never arrives.
 _PATIENCE = 1.25
@@ -100,33 +100,29 @@ def race(
     rate: float,
     seed: int,
     steps: int,
-    names: Sequence[str] | None = None,
+    methods: Mapping[str, type[Method]],
+    controls: Mapping[str, type[Control]],
 ) -> dict[str, Trace]:
-    """Train every method from the same weights on the same batches, for the same gradients.
+    """Train by every method from the same weights on the same batches, for the same gradients.
 
     They take turns, and each round begins with another one, so that whatever slows the machine for
-    a moment slows all.
+    a moment slows all. ``controls`` follow the method "koopman".
     """
     task = experiment.task(seed, steps)
 
     def make_optimizer(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         return experiment.optimizer(parameters, lr=rate)
 
-    wanted = [
-        (name, kind)
-        for name, kind in PEERS.items()
-        if (names is None or name in names) and (experiment.full_batch or not kind.full_batch_only)
-    ]
-    makers: dict[str, Callable[[], Method]] = {
-        name: partial(kind, task, seed, make_optimizer) for name, kind in wanted
+    runs = {
+        name: _Run(kind(task, seed, make_optimizer))
+        for name, kind in methods.items()
+        if experiment.full_batch or not kind.full_batch_only
     }
-    runs = {name: _Run(make()) for name, make in makers.items()}
-    controls: dict[str, _Run] = {}
     leader = runs.get("koopman")
+    followers: dict[str, _Run] = {}
     if leader is not None:
-        for name, control in CONTROLS.items():
-            if names is None or name in names:
-                controls[name] = _Run(control(task, seed, make_optimizer, leader.method))
+        for name, control in controls.items():
+            followers[name] = _Run(control(task, seed, make_optimizer, leader.method))
     every = max(1, steps // SCORES)
     order = list(runs.values())
     for cost in range(every, steps + 1, every):
@@ -134,9 +130,9 @@ def race(
             run.advance(cost)
         order = order[1:] + order[:1]
         # A control knows only of the jumps that the Koopman run has made, so it stays behind it.
-        for run in controls.values():
+        for run in followers.values():
             run.advance(cost, leader.method.steps if leader is not None else 0)
-    everyone = {**runs, **controls}
+    everyone = {**runs, **followers}
     for run in everyone.values():
         run.spent()
     if "plain" in runs:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ways to train: with Koopman jumps, and the controls that follow such a run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from methods import MakeOptimizer, Method, Plain
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+import koopfast
+from koopfast.controller import FORWARD
+from koopfast.demo.tasks import Task
+
+
+class Koopman(Method):
+    """The optimizer with a KoopmanTrainer as it comes."""
+
+    overrides: Mapping[str, Any] = {}
+
+    def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
+
+    def after_step(self) -> None:
+        counters = self.trainer.history.counters
+        probes = counters.probe_evaluations
+        record = self.trainer.after_step(probe=lambda: self.task.probe(self.model))
+        self.cost += FORWARD * (counters.probe_evaluations - probes)
+        if record is not None and record.accepted:
+            self.jumped.append(self.steps)
+
+
+class Control(Method):
+    """Follows the moments at which the Koopman run of the same seed jumped."""
+
+    def __init__(
+        self, task: Task, seed: int, make_optimizer: MakeOptimizer, leader: Method
+    ) -> None:
+        super().__init__(task, seed, make_optimizer)
+        self.leader = leader
+
+    def after_step(self) -> None:
+        if self.steps in self.leader.jumped:
+            self.jumped.append(self.steps)
+            self.instead()
+
+    def instead(self) -> None:
+        raise NotImplementedError
+
+
+class ResetAlone(Control):
+    """Forgets the optimizer's state where the Koopman run jumps, and does not jump."""
+
+    def instead(self) -> None:
+        self.optimizer.state.clear()
+
+
+class AverageAlone(Control):
+    """Goes to the mean of the window where the Koopman run jumps."""
+
+    def __init__(
+        self, task: Task, seed: int, make_optimizer: MakeOptimizer, leader: Method
+    ) -> None:
+        super().__init__(task, seed, make_optimizer, leader)
+        self.path: deque[Tensor] = deque(maxlen=32)
+
+    def after_step(self) -> None:
+        if self.steps % 4 == 0:
+            self.path.append(parameters_to_vector(self.model.parameters()).detach().clone())
+        super().after_step()
+
+    def instead(self) -> None:
+        vector_to_parameters(torch.stack(list(self.path)).mean(dim=0), self.model.parameters())
+        self.path.clear()
+
+
+OURS: dict[str, type[Method]] = {"plain": Plain, "koopman": Koopman}
+CONTROLS: dict[str, type[Control]] = {"reset alone": ResetAlone, "average alone": AverageAlone}
