@@ -216,12 +216,24 @@ def treated(factor: dict[str, float]) -> list[str]:
     return treatments
 
 
+@pytest.mark.clock
 def test_the_clock_stops_what_takes_too_long_and_leaves_short_runs_alone() -> None:
     controller = Controller(WINDOW)
-    controller.clock(spent=0.9, elapsed=1.0, steps=100, share=0.05)
+    controller.clock(spent=0.24, elapsed=0.3, steps=100, share=0.05)
     assert controller.pause == 0
     controller.clock(spent=2.0, elapsed=10.0, steps=100, share=0.05)
     assert controller.pause == 300  # until the two seconds are a twentieth of the time
+
+
+@pytest.mark.clock
+def test_the_clock_allows_what_jumps_have_saved() -> None:
+    pauses = {}
+    for saved in (0.0, 15.0, 24.0):
+        controller = Controller(WINDOW)
+        controller._s.credit = saved
+        controller.clock(spent=2.0, elapsed=10.0, steps=100, share=0.05)
+        pauses[saved] = controller.pause  # an ordinary step took 0.08 seconds
+    assert pauses == {0.0: 300, 15.0: 60, 24.0: 0}
 
 
 def test_a_loss_that_is_no_number_is_only_watched() -> None:

@@ -87,6 +87,14 @@ def test_averages_are_means_over_each_stride() -> None:
     torch.testing.assert_close(buffer.snapshots, states.view(3, 4, -1).mean(1), rtol=1e-15, atol=0)
 
 
+def test_averages_of_a_few_samples_take_evenly_spaced_states() -> None:
+    model = model_of(torch.float64)
+    buffer = SnapshotBuffer(model, capacity=2, stride=8, average=True, samples=2)
+    states = torch.stack(train(model, buffer, 16))
+    expected = states[[3, 7, 11, 15]].view(2, 2, -1).mean(1)
+    torch.testing.assert_close(buffer.snapshots, expected, rtol=1e-15, atol=0)
+
+
 def test_averages_over_one_step_are_the_states() -> None:
     model = model_of()
     buffer = SnapshotBuffer(model, capacity=3, average=True)
@@ -206,12 +214,14 @@ def test_an_interrupted_step_can_be_recorded_again(monkeypatch: pytest.MonkeyPat
     assert torch.equal(buffer.snapshots[1], flat(model))
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize(("average", "samples"), [(False, None), (True, None), (True, 1)])
 @pytest.mark.parametrize("interrupted_after", [0, 3, 5, 9])
-def test_recording_resumes_bit_for_bit(average: bool, interrupted_after: int) -> None:
+def test_recording_resumes_bit_for_bit(
+    average: bool, samples: int | None, interrupted_after: int
+) -> None:
     def run(steps_before: int) -> Tensor:
         model = model_of(torch.bfloat16)
-        buffer = SnapshotBuffer(model, capacity=3, stride=3, average=average)
+        buffer = SnapshotBuffer(model, capacity=3, stride=3, average=average, samples=samples)
         train(model, buffer, steps_before)
         file = io.BytesIO()
         torch.save(buffer.state_dict(), file)
@@ -222,13 +232,13 @@ def test_recording_resumes_bit_for_bit(average: bool, interrupted_after: int) ->
             for _ in range(steps_before):
                 for p in resumed.parameters():
                     p.mul_(1.01).add_(0.01)
-        buffer = SnapshotBuffer(resumed, capacity=3, stride=3, average=average)
+        buffer = SnapshotBuffer(resumed, capacity=3, stride=3, average=average, samples=samples)
         buffer.load_state_dict(torch.load(file, weights_only=True))
         train(resumed, buffer, 9 - steps_before)
         return buffer.snapshots.clone()
 
     model = model_of(torch.bfloat16)
-    straight = SnapshotBuffer(model, capacity=3, stride=3, average=average)
+    straight = SnapshotBuffer(model, capacity=3, stride=3, average=average, samples=samples)
     train(model, straight, 9)
     assert straight.full
     assert torch.equal(run(interrupted_after), straight.snapshots)

@@ -242,6 +242,7 @@ def test_fit_trains_with_default_settings() -> None:
     assert trainer.history.counters.jumps_accepted > 5
 
 
+@pytest.mark.clock
 def test_too_much_time_for_jumps_makes_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seconds a probe by the clock, and nothing gained."""
     run = smooth_run()

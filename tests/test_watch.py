@@ -40,6 +40,16 @@ def test_a_change_of_any_sampled_parameter_is_seen_and_a_nan_that_stays_is_none(
         assert not watch.compare()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_change_of_weights_that_do_not_lie_side_by_side_is_seen(dtype: torch.dtype) -> None:
+    p = nn.Parameter(torch.ones(20, 3, dtype=dtype)[:, 1])
+    watch = WeightWatch(ParameterVector([("p", p)]))
+    watch.note()
+    assert not watch.compare()
+    p.data[3] = 2
+    assert watch.compare()
+
+
 def test_on_a_device_that_must_be_waited_for_the_answer_stays_there_until_asked() -> None:
     model = nn.Linear(3, 2)
     watch = watch_of(model)

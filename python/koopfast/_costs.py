@@ -12,25 +12,21 @@ __all__ = ["Since", "seconds"]
 
 
 class Since:
-    """Time, and what was spent on jumps, since a moment: by default that of the first question."""
+    """Time, and what was spent on jumps, since the first question."""
 
-    def __init__(self, counters: Counters | None = None) -> None:
+    def __init__(self) -> None:
         self._at, self._then = 0.0, Counters()
-        self._begun = counters is not None
-        if counters is not None:
-            self._begin(counters)
+        self._begun = False
 
     def __call__(self, counters: Counters) -> tuple[float, float, int]:
         """Seconds spent, seconds gone by and optimizer steps taken since then."""
         if not self._begun:
-            self._begin(counters)
+            self._at, self._then = perf_counter(), dataclasses.replace(counters)
+            self._begun = True
         stages = ("record", "fit", "predict", "probe")
         spent = seconds(counters, *stages) - seconds(self._then, *stages)
         steps = counters.optimizer_steps - self._then.optimizer_steps
         return spent, perf_counter() - self._at, steps
-
-    def _begin(self, counters: Counters) -> None:
-        self._at, self._then, self._begun = perf_counter(), dataclasses.replace(counters), True
 
 
 def seconds(counters: Counters, *stages: str) -> float:

@@ -92,7 +92,7 @@ class Engine:
         self._lag = 0  # optimizer steps since the last snapshot
         self._broken = 0  # what broke this window; of several processes, each may see it or not
         self._reserved = False
-        self._since_begin, self._since_paid = Since(), Since()
+        self._since_begin = Since()
         self._notices = Notices()
         self._rollback: ReturnPoint | None = None
         self._skip_watch = _attach.SkipWatch(optimizer)
@@ -209,16 +209,14 @@ class Engine:
     def _consider(self, controller: Controller, probe: Probe) -> JumpRecord | None:
         """The window is full: jump, only watch, or undo the jump before."""
         counters = self.history.counters
-        if self.config.overhead is not None:
-            spent, elapsed, steps = self._team.of_first(self._since_paid(counters))
-            controller.clock(spent, elapsed, int(steps), self.config.overhead)
-        if controller.pause == 0 and controller.ready():
+        self._look_at_clock(controller)
+        # A jump is judged in any case: what it gained is what the clock allows for.
+        if (controller.pause == 0 or controller.on_trial) and controller.ready():
             look = self._look(controller, probe)
             decision = controller.arrive(look.loss)
-            if controller.paid:
-                self._since_paid = Since(counters)
+            self._look_at_clock(controller)
             self._estimate_gains(controller)
-            if decision == "jump":
+            if decision == "jump" and controller.pause == 0:
                 return self._jump(probe, look)
             counters.probe_evaluations += 1
             counters.seconds_probe += look.seconds
@@ -227,6 +225,13 @@ class Engine:
         self._idle, controller.pause = controller.pause, 0
         self._restart_window()
         return None
+
+    def _look_at_clock(self, controller: Controller) -> None:
+        """Let the controller pause where jumps took more time than they may."""
+        controller.pause = 0
+        if self.config.overhead is not None:
+            spent, elapsed, steps = self._team.of_first(self._since_begin(self.history.counters))
+            controller.clock(spent, elapsed, int(steps), self.config.overhead)
 
     @property
     def _schedule(self) -> Schedule | None:
@@ -550,7 +555,7 @@ class Engine:
         self._snapshots = snapshots
         self._controller = controller
         self._rehearsal = rehearsal
-        self._since_begin, self._since_paid = Since(), Since()
+        self._since_begin = Since()
         self._enabled = loaded.enabled
         self._idle = loaded.idle
         self._lag = loaded.lag

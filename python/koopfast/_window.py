@@ -14,6 +14,10 @@ from koopfast.snapshots import SnapshotBuffer
 
 __all__ = ["Schedule", "new_buffer"]
 
+# Of a stride that sets itself, so many states make a mean: each costs a pass over the weights, and
+# beside a step of a small network that is not little.
+_SAMPLES = 4
+
 
 class Schedule(Protocol):
     """How to record from one window to the next, where that varies."""
@@ -58,7 +62,12 @@ def new_buffer(
     stride = 2 if varies else config.first_stride
     average = varies or config.average is True
     buffer = SnapshotBuffer(
-        parameters, window, stride=stride, average=average, offload=config.offload
+        parameters,
+        window,
+        stride=stride,
+        average=average,
+        samples=_SAMPLES if varies else None,
+        offload=config.offload,
     )
     needed, most = buffer.nbytes_needed, config.max_bytes
     if most is not None and needed > most:

@@ -92,10 +92,10 @@ class KoopmanConfig(FitOptions):
             what training gained after either, where the stride sets itself and the optimizer is
             one of torch's, and keeps it otherwise.
         overhead: share of the training time that recording, fitting, predicting and probing may
-            take while they gain nothing, by the clock, beside the bound by counts that always
-            holds; None leaves the clock out, for runs that repeat to the last bit on a machine so
-            slow or a network so small that the bound is reached. Only where the stride sets
-            itself.
+            take beyond what jumps are seen to save, by the clock, beside the bound by counts that
+            always holds; the first quarter of a second is free. None leaves the clock out, for
+            runs that repeat to the last bit on a machine so slow or a network so small that the
+            bound is reached. Only where the stride sets itself.
         max_bytes: most bytes that the snapshots of a window may take; None for no limit.
         offload: keep the snapshots of a model on a CUDA device in pinned host memory, and fit
             there; they are copied while training goes on.

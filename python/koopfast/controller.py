@@ -46,7 +46,7 @@ _STAKE = 0.25
 _SLOWER = 0.25  # of what the first jump seems to lose is charged if the loss still falls
 _LEAST_RATE = 0.02  # of progress; slower than that is standing still
 _SURE = 2.0  # standard errors
-_GRACE_SECONDS = 1.0
+_GRACE_SECONDS = 0.25
 
 
 def fall(before: float, after: float) -> float:
@@ -100,7 +100,6 @@ class Controller:
 
     Attributes:
         pause: optimizer steps to wait before recording goes on, set by a decision.
-        paid: whether the last jump that was judged saved anything.
     """
 
     def __init__(self, window: int, longest: float = 256) -> None:
@@ -108,7 +107,6 @@ class Controller:
         self._high = max(_LOW, math.floor(math.log2(longest)))
         self._s = _State()
         self.pause = 0
-        self.paid = False
 
     @property
     def stride(self) -> int:
@@ -277,19 +275,22 @@ class Controller:
         return treatment
 
     def clock(self, spent: float, elapsed: float, steps: int, share: float) -> None:
-        """Set ``pause`` if seconds were ``spent`` beyond a ``share`` of ``elapsed`` ones.
+        """Set ``pause`` if more seconds were ``spent`` than may be.
 
-        The first second is free, so that short runs and those within their share never depend on
-        the clock.
+        That is a ``share`` of ``elapsed`` and what jumps have saved, at the pace of ordinary steps.
+        The first quarter of a second is free.
 
         Args:
-            spent: seconds in recording, fitting, predicting and probing since a jump last paid.
-            elapsed: seconds of training since then.
+            spent: seconds in recording, fitting, predicting and probing.
+            elapsed: seconds of training, these included.
             steps: optimizer steps since then.
-            share: of the elapsed time that may be spent.
+            share: of the elapsed time that may be spent in vain.
         """
-        if spent > _GRACE_SECONDS and spent > share * elapsed and elapsed > 0:
-            missing = spent / share - elapsed
+        if spent <= _GRACE_SECONDS or steps == 0:
+            return
+        saved = max(0.0, self._s.credit) * max(0.0, elapsed - spent) / steps
+        missing = (spent - saved) / share - elapsed
+        if missing > 0:
             self.pause = max(self.pause, math.ceil(missing * steps / elapsed))
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,7 +329,6 @@ class Controller:
         ordinary = max(s.rate, _LEAST_RATE) * span
         certain = fallen - math.copysign(min(unsure, abs(fallen - ordinary)), fallen - ordinary)
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
-        self.paid = gain > 0
         length = s.evaluations - s.mark_at
         if gain < 0 < fallen and s.keep_count + s.reset_count == 0:
             # Progress, if less than in the steps before the first jump: ordinary steps, too, make
@@ -344,7 +344,7 @@ class Controller:
             if not explored:
                 self._lengthen()
             return "undo"
-        if fallen < ordinary or not self.paid:
+        if fallen < ordinary or gain <= 0:
             self._lengthen()
             s.watch = True
         elif gain >= _STRONG - 1:

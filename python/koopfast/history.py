@@ -45,10 +45,12 @@ class Spread:
     def of(cls, values: ArrayLike) -> Spread | None:
         """Spread of the finite ones among ``values``; None when there is none."""
         numbers = np.asarray(values, dtype=np.float64)
-        finite = numbers[np.isfinite(numbers)]
-        if finite.size == 0:
+        finite = np.sort(numbers[np.isfinite(numbers)], axis=None)
+        count = finite.size
+        if count == 0:
             return None
-        return cls(float(finite.min()), float(np.median(finite)), float(finite.max()))
+        median = (finite[(count - 1) // 2] + finite[count // 2]) / 2
+        return cls(float(finite[0]), float(median), float(finite[-1]))
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,14 @@ class SnapshotBuffer:
         capacity: how many snapshots there is room for, at least 2.
         stride: optimizer steps from one snapshot to the next.
         average: store means instead of momentary values.
+        samples: most states of a stride that a mean is taken over, evenly spaced; None for all.
+            Neighbours of a long stride are much alike, and each costs a pass over the weights.
         offload: keep the rows of parameters on a CUDA device in host memory. Parameters on the CPU
             are there already.
 
     Attributes:
         vector: the parameters that are recorded.
-        capacity, offload: as given.
+        capacity, samples, offload: as given.
         stride, average: as given, or as :meth:`clear` changed them.
 
     Raises:
@@ -78,11 +80,13 @@ class SnapshotBuffer:
         stride: int = 1,
         average: bool = False,
         *,
+        samples: int | None = None,
         offload: bool = False,
     ) -> None:
         self.capacity = whole("capacity", capacity, 2, " snapshots (a fit pairs two)")
         self.stride = whole("stride", stride, 1)
         self.average = bool(average)
+        self.samples = None if samples is None else whole("samples", samples, 1)
         self.vector = (
             parameters
             if isinstance(parameters, ParameterVector)
@@ -109,7 +113,8 @@ class SnapshotBuffer:
         phase = self._phase + 1
         due = phase == self.stride
         if self.average and self.stride > 1:
-            self._add(first=phase == 1)
+            if phase % self._spacing == 0:
+                self._add(first=phase == self._spacing)
             if due:
                 self._store_mean()
         elif due:
@@ -211,13 +216,14 @@ class SnapshotBuffer:
 
         Copies, so later recording does not change them.
         """
-        partial = self._sum is not None and self._phase > 0
+        partial = self._sum is not None and self._phase >= self._spacing
         return {
             "names": list(self.vector.names),
             "lengths": list(self.vector.lengths),
             "capacity": self.capacity,
             "stride": self.stride,
             "average": self.average,
+            "samples": self.samples,
             "phase": self._phase,
             "snapshots": self.snapshots.clone(),
             "sum": self._sum.clone() if partial and self._sum is not None else None,
@@ -250,6 +256,11 @@ class SnapshotBuffer:
         )
 
     @property
+    def _spacing(self) -> int:
+        """Calls from one state that goes into a mean to the next."""
+        return 1 if self.samples is None else max(1, self.stride // self.samples)
+
+    @property
     def _sends(self) -> bool:
         """Whether rows go to the host."""
         return self.offload and self.vector.device.type == "cuda"
@@ -269,14 +280,14 @@ class SnapshotBuffer:
             self.vector.read_into_views(self._row_views())
 
     def _store_mean(self) -> None:
-        total = self._running_sum()
+        total, summands = self._running_sum(), self.stride // self._spacing
         with torch.no_grad():
             if self._sends:
                 rows = self._sender()
-                torch.div(total, self.stride, out=rows.stage)
+                torch.div(total, summands, out=rows.stage)
                 rows.send(self._count)
             else:
-                torch.div(total, self.stride, out=self._allocated()[self._count])
+                torch.div(total, summands, out=self._allocated()[self._count])
 
     def _add(self, first: bool) -> None:
         self.vector.check_unchanged()
@@ -359,6 +370,7 @@ class SnapshotBuffer:
             "capacity": self.capacity,
             "stride": self.stride,
             "average": self.average,
+            "samples": self.samples,
         }
         missing = [key for key in (*own, "phase", "snapshots", "sum") if key not in state]
         if missing:
@@ -380,7 +392,7 @@ class SnapshotBuffer:
                 f"snapshots: expected {dtype} of shape (count, {n}), got {came} of shape "
                 f"{tuple(getattr(rows, 'shape', ()))}; cast the model as it was when saved"
             )
-        wants_sum = self.average and self.stride > 1 and phase > 0
+        wants_sum = self.average and self.stride > 1 and phase >= self._spacing
         if (
             rows.shape[0] > self.capacity
             or not 0 <= phase < self.stride
