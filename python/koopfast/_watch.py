@@ -83,11 +83,13 @@ class WeightWatch:
         # this is done twice a step.
         self._arrays: list[np.ndarray] | None = None
         self._seen: Tensor | bytes | None = None
+        self._seen_dtype = parameters.dtype
         self._changed: Tensor | None = None
 
     def note(self) -> None:
         """The weights are now as the dynamics left them."""
         self._seen = self._sample()
+        self._seen_dtype = self._views[0].dtype if self._views else self._seen_dtype
 
     def forget(self) -> None:
         """There is no window that could be broken."""
@@ -100,10 +102,11 @@ class WeightWatch:
         sample = self._sample()
         if isinstance(sample, bytes):
             if isinstance(self._seen, bytes):
-                return sample != self._seen
+                # As below of a cast.
+                return sample != self._seen and self._views[0].dtype == self._seen_dtype
             sample = self._as_tensor(sample)
         elif isinstance(self._seen, bytes):
-            return False  # as below
+            return False
         if sample.shape != self._seen.shape:
             return True
         if sample.dtype != self._seen.dtype or sample.device != self._seen.device:
