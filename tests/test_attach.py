@@ -235,6 +235,23 @@ def test_a_compiled_step_is_recorded_once_and_outside_the_graph() -> None:
     assert_same(run.weights(), plain.weights())
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_compiled_step_stays_the_one_graph_that_it_is_alone(optimizer: str) -> None:
+    run = smooth_run(optimizer)
+    trainer = KoopmanTrainer(run.model, run.optimizer, **{**FAST, "stride": 1})
+    trainer.attach(run.loss)
+    step = torch.compile(run.optimizer.step, backend="eager")
+    counters = torch._dynamo.utils.counters["stats"]
+    graphs = counters["unique_graphs"]
+    for _ in range(30):
+        run.optimizer.zero_grad()
+        run.loss().backward()
+        step()
+    assert trainer.history.counters.optimizer_steps == 30
+    assert trainer.history.counters.jumps_accepted >= 3
+    assert counters["unique_graphs"] == graphs + 1
+
+
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_skipped_by_the_scaler_is_never_recorded(fused: bool, attached: bool) -> None:

@@ -112,6 +112,33 @@ def test_what_belongs_to_another_run_changes_nothing(
     assert torch.equal(torch.get_rng_state(), stream)
 
 
+class Unwilling:
+    """Takes its own state back, and none that came from a file."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"own": object}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["own"] is not object:
+            raise ValueError("not this one")
+
+
+def test_a_load_that_fails_in_its_last_part_leaves_the_jump_that_can_be_undone(
+    tmp_path: Path,
+) -> None:
+    run = smooth_run()
+    trainer, _ = trained(run, 20)
+    assert trainer.history.counters.jumps_accepted == 1
+    path = save_checkpoint(tmp_path / "run.pt", trainer, other=torch.nn.Linear(1, 1))
+    operator, before = trainer.operator, everything(run)
+    with pytest.raises(CheckpointError, match=r"checkpoint\['other'\]"):
+        load_checkpoint(path, trainer, other=Unwilling())
+    assert_same(everything(run), before)
+    assert trainer.operator is operator
+    trainer.rollback()
+    assert trainer.history.counters.jumps_rolled_back == 1
+
+
 def test_a_damaged_file_is_named_as_such(tmp_path: Path) -> None:
     trainer, _ = trained(smooth_run(), 3)
     path = save_checkpoint(tmp_path / "run.pt", trainer)

@@ -74,6 +74,18 @@ def test_an_equal_loss_is_refused_and_the_weight_comes_back() -> None:
     assert verdict.loss_after is None
 
 
+def test_a_loss_that_was_computed_before_the_jump_is_told_from_one_that_does_not_change() -> None:
+    """``probe=lambda: loss`` looks right, and never sees the weights under trial."""
+    loss = torch.tensor(1.0)
+    for probe, kind in ((lambda: loss, "stale"), (loss.clone, "no_gain"), (lambda: 1.0, "no_gain")):
+        point = Point()
+        vector = ParameterVector(point.named_parameters())
+        savepoint = Savepoint(point, vector.parameters, vector.device)
+        candidates = [(10, torch.tensor([1.0])), (20, torch.tensor([2.0]))]
+        verdict = Guard("probe").judge(vector, candidates, savepoint, probe)
+        assert (verdict.accepted, verdict.kind, point.at()) == (False, kind, 0.0)
+
+
 def test_weights_that_are_not_finite_are_never_probed() -> None:
     verdict, weight, _ = judge({0.0: 1.0}, weights=[math.inf, 1.0])
     assert (verdict.accepted, verdict.kind, weight) == (False, "non_finite", 0.0)

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from koopfast import CheckpointError, KoopmanTrainer, KoopmanWarning, Partition
+from koopfast import (
+    CheckpointError,
+    ConfigError,
+    KoopmanOptimizer,
+    KoopmanTrainer,
+    KoopmanWarning,
+    Partition,
+)
 from training_runs import Run, assert_same, everything, noisy_run, smooth_run
 
 FAST = {"window": 6, "stride": 3, "partition": "network", "rank": 3, "warmup": 2, "cooldown": 4}
@@ -212,11 +219,10 @@ def test_something_else_altogether_is_refused(state: Any) -> None:
         trainer.load_state_dict(state)
 
 
-def _copied_by(how: str, trainer: KoopmanTrainer) -> KoopmanTrainer:
+def _copied_by(how: str, trainer: Any) -> Any:
     if how == "deepcopy":
         return copy.deepcopy(trainer)
-    copied: KoopmanTrainer = pickle.loads(pickle.dumps(trainer))
-    return copied
+    return pickle.loads(pickle.dumps(trainer))
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
@@ -262,3 +268,33 @@ def test_loading_forgets_the_way_back() -> None:
     trainer.load_state_dict(trainer.state_dict())
     with pytest.raises(Exception, match="no accepted jump to undo"):
         trainer.rollback()
+
+
+def test_a_copy_trains_alone_or_with_all_ranks_as_the_original_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where two processes run and nothing tells whether they train together, what was said counts.
+
+    The group of some ranks only says why it cannot come along.
+    """
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        some, world = torch.distributed.new_group([0]), torch.distributed.group.WORLD
+        for given in (False, world):
+            run = smooth_run()
+            trainer = KoopmanTrainer(run.model, run.optimizer, process_group=given, **FAST)
+            optimizer = KoopmanOptimizer(smooth_run().optimizer, process_group=given)
+            with monkeypatch.context() as patch:
+                if given is False:
+                    patch.setattr("torch.distributed.get_world_size", lambda *_: 2)
+                for how in ("deepcopy", "pickle"):
+                    assert _copied_by(how, trainer).process_group is given
+                    assert _copied_by(how, optimizer).trainer.process_group is given
+        run = smooth_run()
+        trainer = KoopmanTrainer(run.model, run.optimizer, process_group=some, **FAST)
+        with pytest.raises(ConfigError, match=r"process_group: .* save its state_dict\(\)"):
+            copy.deepcopy(trainer)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -15,7 +15,10 @@ from koopfast._shards import Shards
 from koopfast.errors import ConfigError, UnsupportedParameterError
 from koopfast.parameters import is_sharded
 
-__all__ = ["ProcessGroup", "everyone", "team_of"]
+__all__ = ["ProcessGroup", "everyone", "local", "portable", "team_of"]
+
+# What stands for the group of all ranks in a copy or a pickle, which no group can be part of.
+_WORLD = "world"
 
 
 def team_of(
@@ -63,6 +66,27 @@ def everyone() -> ProcessGroup | None:
         return None
     world: ProcessGroup | None = dist.group.WORLD
     return world
+
+
+def portable(process_group: ProcessGroup | Literal[False] | None) -> str | bool | None:
+    """What was given as ``process_group``, in a form that can be copied; :func:`local` undoes it.
+
+    Raises:
+        ConfigError: it is the group of some ranks only, which no copy can belong to.
+    """
+    if process_group is None or process_group is False:
+        return process_group
+    if process_group is not everyone():
+        raise ConfigError(
+            "process_group: a trainer of some ranks only cannot be copied or pickled, since no "
+            "copy belongs to their group; save its state_dict() and make a new one with the group"
+        )
+    return _WORLD
+
+
+def local(saved: str | bool | None) -> ProcessGroup | Literal[False] | None:
+    """The group of this process that :func:`portable` stood for; None where there is none."""
+    return everyone() if saved == _WORLD else False if saved is False else None
 
 
 def _found(model: nn.Module, sharded: bool) -> ProcessGroup:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from koopfast._attach import undisturbed
 from koopfast.parameters import ParameterVector
 
 __all__ = ["RateWatch", "StepWatch", "WeightWatch"]
@@ -56,7 +57,7 @@ class StepWatch:
                 call()
                 self.began = True
 
-        handle = optimizer.register_step_pre_hook(hook)
+        handle = optimizer.register_step_pre_hook(undisturbed(hook))
         weakref.finalize(before_step.__self__, handle.remove).atexit = False  # type: ignore[attr-defined]
 
     def stepped(self) -> bool:

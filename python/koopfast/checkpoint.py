@@ -91,14 +91,14 @@ def load_checkpoint(path: str | os.PathLike[str], trainer: KoopmanTrainer, **oth
         )
     check_random_state(content["random"])
     before: list[_Before] = []
-    streams = random_state()
+    way_back, streams = _WayBack(trainer), random_state()
     try:
         for name, part in parts.items():
             before.append(_Before(part))
             _load(name, part, content[name])
         set_random_state(content["random"])
     except BaseException:
-        restore_all(*before)
+        restore_all(*before, way_back)
         set_random_state(streams)
         raise
 
@@ -162,6 +162,17 @@ class _Before:
 
     def restore(self) -> None:
         self._part.load_state_dict(self._state)
+
+
+class _WayBack:
+    """What a trainer could still undo, and its last fit: loading any state forgets them."""
+
+    def __init__(self, trainer: KoopmanTrainer) -> None:
+        self._trainer = trainer
+        self._rollback, self._operator = trainer._rollback, trainer.operator
+
+    def restore(self) -> None:
+        self._trainer._rollback, self._trainer.operator = self._rollback, self._operator
 
 
 def _parts(trainer: KoopmanTrainer, others: Mapping[str, Any]) -> dict[str, Any]:

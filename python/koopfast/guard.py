@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -32,6 +33,10 @@ _MISSES = 2
 # than that the error cannot be told.
 _SURE = 2.0
 _LEAST_BATCHES = 3
+_STALE = (
+    "the probe returned the same tensor at all weights, a loss that was computed before; let it "
+    "compute the loss anew, probe=lambda: loss_fn(model(x), y)"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Guard:
 
     Attributes:
         needs_gradients: True once a probe turned out to need gradients (or was said to).
+        stale: whether the probe returned, at its last call, the very tensor of the call before.
     """
 
     def __init__(
@@ -83,6 +89,8 @@ class Guard:
         self.kind = kind
         self.team = Alone() if team is None else team
         self.needs_gradients = gradients is True
+        self.stale = False
+        self._returned: weakref.ref[Tensor] | None = None
         self._may_repeat = gradients == "auto"
 
     def look(self, savepoint: Savepoint, probe: Probe) -> Look:
@@ -186,16 +194,37 @@ class Guard:
     def _called(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
         if self._may_repeat and not self.needs_gradients:
             try:
-                return _call(probe, savepoint, gradients=False)
+                return self._call(probe, savepoint, gradients=False)
             except RuntimeError as error:
                 # autograd's wording varies ("does not require grad", "does not have a grad_fn",
                 # "requires_grad=False", ...); a repeat in vain costs one evaluation.
                 if "grad" not in str(error).lower():
                     raise
-            losses = _call(probe, savepoint, gradients=True)
+            losses = self._call(probe, savepoint, gradients=True)
             self.needs_gradients = True
             return losses
-        return _call(probe, savepoint, gradients=self.needs_gradients)
+        return self._call(probe, savepoint, gradients=self.needs_gradients)
+
+    def _call(self, probe: Probe, savepoint: Savepoint, *, gradients: bool) -> tuple[float, ...]:
+        savepoint.gradients.hide()
+        # Within an autocast region torch keeps cast copies of the weights: of other candidates.
+        torch.clear_autocast_cache()
+        try:
+            with torch.set_grad_enabled(gradients):
+                value = probe()
+                self._compare(value)
+                if isinstance(value, (list, tuple)) and len(value) > 0:
+                    return tuple(scalar_loss(item, "probe") for item in value)
+                return (scalar_loss(value, "probe"),)
+        finally:
+            torch.clear_autocast_cache()
+            savepoint.restore_surroundings()
+
+    def _compare(self, value: Any) -> None:
+        """Whether this loss is the one returned before, computed once and for all."""
+        before = None if self._returned is None else self._returned()
+        self.stale = before is not None and before is value
+        self._returned = weakref.ref(value) if isinstance(value, Tensor) else None
 
 
 class _Timed:
@@ -207,6 +236,11 @@ class _Timed:
         self._probe = probe
         self.evaluations = 0 if first is None else 1
         self.seconds = 0.0 if first is None else first.seconds
+
+    @property
+    def stale(self) -> bool:
+        """Whether the last loss is the very tensor of the one before."""
+        return self._guard.stale
 
     def look(self, savepoint: Savepoint) -> Look:
         started = perf_counter()
@@ -268,6 +302,8 @@ def _try(
     unmoved = all(loss == before.loss for _, loss in tried)
     if weights is not None and unmoved and probe.team.all(_is_lost(parameters, weights)):
         kind, reason = "rounded", _rounded_in_words(tried[-1][0])
+    elif tried and unmoved and probe.stale:
+        kind, reason = "stale", _STALE
     accepted = kind == "accepted"
     if best_weights is not None and accepted:
         parameters.write(best_weights)
@@ -293,21 +329,6 @@ def _is_sure(before: Sequence[float], after: Sequence[float]) -> bool:
         return True
     gains = np.subtract(before, after)
     return bool(gains.mean() > _SURE * gains.std(ddof=1) / math.sqrt(count))
-
-
-def _call(probe: Probe, savepoint: Savepoint, *, gradients: bool) -> tuple[float, ...]:
-    savepoint.gradients.hide()
-    # Within an autocast region torch keeps cast copies of the weights: those of other candidates.
-    torch.clear_autocast_cache()
-    try:
-        with torch.set_grad_enabled(gradients):
-            value = probe()
-            if isinstance(value, (list, tuple)) and len(value) > 0:
-                return tuple(scalar_loss(item, "probe") for item in value)
-            return (scalar_loss(value, "probe"),)
-    finally:
-        torch.clear_autocast_cache()
-        savepoint.restore_surroundings()
 
 
 def check_probe(probe: Any) -> None:

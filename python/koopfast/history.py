@@ -68,7 +68,8 @@ class JumpRecord:
         kind: ``"accepted"``, or why not in one word: ``"no_gain"`` (the loss did not go down),
             ``"non_finite"`` (the predicted weights), ``"non_finite_loss"`` (before the jump),
             ``"still"`` (nothing moves predictably), ``"operator"`` (it could not be fitted),
-            ``"rounded"`` (16-bit weights are too coarse for the predicted change).
+            ``"rounded"`` (16-bit weights are too coarse for the predicted change), ``"stale"`` (the
+            probe returned a loss that was computed before).
         reason: the same as a sentence.
         probe_evaluations: how often the probe was called to its end.
         seconds_fit, seconds_predict, seconds_probe: wall time of the three stages. CUDA kernels

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from koopfast._team import local, portable
 from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError
 from koopfast.guard import Probe
@@ -183,10 +184,14 @@ class KoopmanOptimizer(torch.optim.Optimizer):
             "model": self._model,
             "config": self.trainer.config,
             "koopman": self.trainer.state_dict(),
+            "process_group": portable(self.trainer.process_group),
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__init__(saved["base"], saved["config"], model=saved["model"])  # type: ignore[misc]
+        group = local(saved["process_group"])
+        self.__init__(  # type: ignore[misc]
+            saved["base"], saved["config"], model=saved["model"], process_group=group
+        )
         self.trainer.load_state_dict(saved["koopman"])
 
 

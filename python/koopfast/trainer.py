@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from koopfast import _attach, _optimizer_checkpoint, _training_loop
 from koopfast._engine import WRITTEN, Engine
 from koopfast._files import check_file_name, jsonable, write_whole
-from koopfast._team import ProcessGroup
+from koopfast._team import ProcessGroup, local, portable
 from koopfast.config import KoopmanConfig
 from koopfast.errors import ConfigError, KoopfastError
 from koopfast.guard import Probe, check_probe
@@ -53,7 +53,8 @@ class KoopmanTrainer(Engine):
 
     A copy or a pickle of a trainer takes model and optimizer along and has no point to roll back
     to. If the trainer was attached so is the copy, but without the probe, which knows the
-    original's model: set :attr:`probe` on the copy.
+    original's model: set :attr:`probe` on the copy. Of process groups only that of all ranks can
+    be taken along.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -86,6 +87,7 @@ class KoopmanTrainer(Engine):
         _check_arguments(model, optimizer, config)
         config = (config or KoopmanConfig()).replace(**overrides)
         super().__init__(model, optimizer, config, process_group)
+        self._given_group = process_group
         self._held = _training_loop.HeldBatches()
         self._hook: RemovableHandle | None = None
         self._hook_probe: Probe | None = None
@@ -109,6 +111,11 @@ class KoopmanTrainer(Engine):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer, as given: a wrapper is still wrapped."""
         return self._given_optimizer
+
+    @property
+    def process_group(self) -> ProcessGroup | Literal[False] | None:
+        """As given."""
+        return self._given_group
 
     # Recording
 
@@ -399,10 +406,14 @@ class KoopmanTrainer(Engine):
             "state": self.state_dict(),
             "attached": self._hook is not None,
             "travels": bool(self._travel),
+            "process_group": portable(self.process_group),
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__init__(saved["model"], saved["optimizer"], saved["config"])  # type: ignore[misc]
+        group = local(saved["process_group"])
+        self.__init__(  # type: ignore[misc]
+            saved["model"], saved["optimizer"], saved["config"], process_group=group
+        )
         self.load_state_dict(saved["state"])
         if saved["attached"]:
             self.attach()
