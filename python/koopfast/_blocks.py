@@ -127,7 +127,7 @@ class FittedBlocks:
         whole = dataclasses.replace(
             self, singular_values=self.start.new_empty(len(self.eigenvalues)), **room
         )
-        everything = torch.arange(len(self.rank))
+        everything = torch.arange(len(self.rank), device="cpu")
         own, addresses = whole.selected(everything)
         _native.operator_spectrum(addresses, len(everything), thread_count())
         whole.spectrum.copy_(own["spectrum"])
@@ -185,7 +185,7 @@ def starts(counts: Tensor) -> Tensor:
 
 def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
     """Indices of counts[b] entries from offsets[b] on, for one b after another."""
-    within = torch.arange(int(counts.sum())) - repeated(starts(counts), counts)
+    within = torch.arange(int(counts.sum()), device="cpu") - repeated(starts(counts), counts)
     return repeated(offsets, counts) + within
 
 

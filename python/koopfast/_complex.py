@@ -48,7 +48,7 @@ def operator_fit(snapshots: Tensor, partition: Partition, options: FitOptions) -
             fits.append(_dual_fit(snapshots, segments, size, options))
         else:
             fits.append(_twin(gather(snapshots, segments).cpu(), options, size))
-    return _packed(fits, torch.tensor(dual), snapshots.shape[0], options)
+    return _packed(fits, torch.tensor(dual, device="cpu"), snapshots.shape[0], options)
 
 
 def predict(
@@ -73,7 +73,7 @@ def predict(
                 column += length
             continue
         # In coefficients of the snapshots, the last one is a unit vector.
-        now = torch.zeros(m, dtype=torch.complex128)
+        now = torch.zeros(m, dtype=torch.complex128, device="cpu")
         now[-1] = 1
         rows = predict_block(_unpacked(fitted, block, now, observables), horizons)
         stands = (rows == now).all(dim=1).to(out.device)
@@ -110,7 +110,7 @@ def _factor(snapshots: Tensor, segments: _Segments, options: FitOptions) -> tupl
             total += observed.conj() @ observed.T
     total = total.cpu()
     if not bool(total.isfinite().all()):
-        nothing = torch.full((rows,), torch.nan, dtype=torch.float64)
+        nothing = torch.full((rows,), torch.nan, dtype=torch.float64, device="cpu")
         return nothing, torch.full_like(total, torch.nan)
     if accurate:
         _, sigma, vh = torch.linalg.svd(total)
@@ -157,8 +157,8 @@ def _twin(states: Tensor, options: FitOptions, size: int) -> BlockFit:
 
 def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> FittedBlocks:
     """All blocks as one, their numbers one block after another."""
-    rank = torch.tensor([fit.rank for fit in fits])
-    rows = torch.tensor([fit.lift.shape[0] for fit in fits])
+    rank = torch.tensor([fit.rank for fit in fits], device="cpu")
+    rows = torch.tensor([fit.lift.shape[0] for fit in fits], device="cpu")
     bases = [eigenbasis(fit.operator) for fit in fits]
     usable = [ok and fit.status == OK for fit, (_, _, ok) in zip(fits, bases, strict=True)]
     amplitudes = [
@@ -167,7 +167,7 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
     ]
     most = rank if isinstance(options.rank, int) else torch.full_like(rank, m)
     shown = [fit.singular_values[: int(k)] for fit, k in zip(fits, most, strict=True)]
-    counts = torch.tensor([0] + [len(sigma) for sigma in shown])
+    counts = torch.tensor([0] + [len(sigma) for sigma in shown], device="cpu")
     return FittedBlocks(
         dual=dual,
         rows=rows,
@@ -175,7 +175,7 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
         vector_offsets=starts(rank),
         matrix_offsets=starts(rank**2),
         lift_offsets=starts(rows * rank),
-        status=torch.tensor([fit.status for fit in fits], dtype=torch.int32),
+        status=torch.tensor([fit.status for fit in fits], dtype=torch.int32, device="cpu"),
         rank=rank,
         spectrum=torch.tensor(
             [
@@ -183,6 +183,7 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
                 for fit, ok in zip(fits, usable, strict=True)
             ],
             dtype=torch.int32,
+            device="cpu",
         ),
         hindcast_error=_reals([fit.hindcast_error for fit in fits]),
         trusted_horizon=_reals([fit.trusted_horizon for fit in fits]),
@@ -190,14 +191,14 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
         delays=torch.full_like(rank, int(options.delays)),
         block_average=torch.ones_like(rank),
         estimator=torch.full_like(rank, estimator_code(options), dtype=torch.int32),
-        mixture=torch.zeros((len(rank), 0, 4), dtype=torch.float64),
+        mixture=torch.zeros((len(rank), 0, 4), dtype=torch.float64, device="cpu"),
         origin_offsets=torch.zeros_like(rank),
         singular_values=torch.cat(shown),
         singular_offsets=counts.cumsum(0),
         operators=torch.cat([fit.operator.flatten() for fit in fits]),
         start=torch.cat([fit.start for fit in fits]),
         lifts=torch.cat([fit.lift.flatten() for fit in fits]),
-        origins=torch.empty(0, dtype=torch.complex128),
+        origins=torch.empty(0, dtype=torch.complex128, device="cpu"),
         eigenvalues=torch.cat([values for values, _, _ in bases]),
         eigenvectors=torch.cat([vectors.flatten() for _, vectors, _ in bases]),
         amplitudes=torch.cat(amplitudes),
@@ -205,7 +206,7 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
 
 
 def _reals(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _unpacked(fitted: FittedBlocks, block: int, last: Tensor, observables: str) -> BlockFit:

@@ -112,7 +112,7 @@ class ChunkPlan:
         slots = torch.full_like(chunks, -1)
         parts = chunks[shared]
         slots[shared] = parts.cumsum(0) - parts
-        owners = repeated(torch.arange(len(blocks)), chunks)
+        owners = repeated(torch.arange(len(blocks), device="cpu"), chunks)
         return cls(
             blocks=blocks.to(device),
             owners=owners.to(device),

@@ -83,7 +83,7 @@ class DeviceBlocks:
             return
         step = _ops.horizons_at_once(out.shape[1])
         for first in range(0, len(horizons), step):
-            wanted = torch.tensor(horizons[first : first + step], dtype=torch.float64)
+            wanted = torch.tensor(horizons[first : first + step], dtype=torch.float64, device="cpu")
             for selection in self.selections:
                 powers = self._power(selection, wanted.to(out.device))
                 _device.combine(
@@ -175,7 +175,7 @@ def _fit_selection(
     if selection.dual:
         rows = "increments" if options.increments else "states"
         source = _device.snapshot_gram(snapshots, table, selection.plan, _ops.ROWS[rows])
-        source_offsets = m * m * torch.arange(count)
+        source_offsets = m * m * torch.arange(count, device="cpu")
         newest = torch.empty(0, dtype=torch.float64, device=device)
         newest_offsets = source_offsets
         most = pairs
@@ -286,7 +286,7 @@ def _bound_on_host(
         getattr(host, name).copy_(getattr(fitted, name)[there[name]])
     chosen = blocks.to(device)
     host.rank.copy_(fitted.rank[chosen])
-    everything = torch.arange(len(blocks))
+    everything = torch.arange(len(blocks), device="cpu")
     results, addresses = host.selected(everything)
     own_rows = rows[blocks]
     _native.operator_bound(

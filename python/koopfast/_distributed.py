@@ -186,7 +186,7 @@ class Ranks(Alone):
         raise DistributedError(f"rank {first} failed, and with it this one: {texts[first]}")
 
     def highest(self, value: int) -> int:
-        return int(self._reduced(torch.tensor([value]), dist.ReduceOp.MAX))
+        return int(self._reduced(torch.tensor([value], device="cpu"), dist.ReduceOp.MAX))
 
     def all(self, flag: bool) -> bool:
         return not self.any(not flag)
@@ -216,7 +216,7 @@ class Ranks(Alone):
     def same(self, value: int) -> bool:
         """Whether all ranks have this value, an int64."""
         # ~value falls where value rises: two maxima tell the least and the greatest.
-        most = self._reduced(torch.tensor([value, ~value]), dist.ReduceOp.MAX)
+        most = self._reduced(torch.tensor([value, ~value], device="cpu"), dist.ReduceOp.MAX)
         return int(most[0]) == ~int(most[1])
 
     def summed(self, tensor: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ class Cells:
         The parts of all ranks sum up to what one process would have. float64, CPU.
         """
         m, first = snapshots.shape[0], int(blocks[0])
-        total = torch.zeros((len(blocks), m, m), dtype=torch.float64)
+        total = torch.zeros((len(blocks), m, m), dtype=torch.float64, device="cpu")
         begin, end = torch.searchsorted(self.block, torch.stack((blocks[0], blocks[-1] + 1)))
-        own = torch.arange(int(begin), int(end))
+        own = torch.arange(int(begin), int(end), device="cpu")
         if len(own) > 0:
             grams = _ops.observed_grams(snapshots, self.table, own, options)
             grams *= self.weight[own, None, None]
@@ -73,10 +73,10 @@ def cells_of(partition: Partition, named: Sequence[tuple[str, Tensor]], ranks: i
         at, local_at = at + p.numel(), local_at + held
     pieces = _cut(partition, *(torch.cat(t) for t in (starts, local_starts, lengths, copies)))
     block, count_of, begin, length = pieces
-    first = torch.ones(len(block), dtype=torch.bool)
+    first = torch.ones(len(block), dtype=torch.bool, device="cpu")
     first[1:] = (block[1:] != block[:-1]) | (count_of[1:] != count_of[:-1])
     heads = first.nonzero().flatten()
-    offsets = torch.cat((heads, torch.tensor([len(block)])))
+    offsets = torch.cat((heads, torch.tensor([len(block)], device="cpu")))
     local = Partition(*joined(offsets, begin, length), local_at)
     return Cells(_blocks.BlockTable(local), block[heads], 1.0 / count_of[heads], tuple(shares))
 
@@ -91,8 +91,8 @@ def _cut(
     # Segments that begin inside a run, or at its end (then there is nothing to cut).
     low = torch.searchsorted(begins, starts, right=True)
     high = torch.searchsorted(begins, starts + lengths)
-    run = repeated(torch.arange(len(starts)), high - low + 1)
-    within = torch.arange(len(run)) - repeated(
+    run = repeated(torch.arange(len(starts), device="cpu"), high - low + 1)
+    within = torch.arange(len(run), device="cpu") - repeated(
         (high - low + 1).cumsum(0) - (high - low + 1), high - low + 1
     )
     at = torch.where(within == 0, starts[run], begins[(low[run] + within - 1).clamp(min=0)])
@@ -148,7 +148,7 @@ def local_indices(name: str, p: Any) -> list[Tensor]:
     Raises:
         UnsupportedParameterError: this is not what the rank holds.
     """
-    indices = [torch.arange(size) for size in p.shape]
+    indices = [torch.arange(size, device="cpu") for size in p.shape]
     if not is_sharded(p):
         return indices
     coordinate = p.device_mesh.get_coordinate()
@@ -215,20 +215,20 @@ def _runs(indices: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, Tens
     start in the shard, and length of each run, in the shard's order."""
     held = [len(own) for own in indices]
     if math.prod(held) == 0:
-        return (torch.empty(0, dtype=torch.int64),) * 3
+        return (torch.empty(0, dtype=torch.int64, device="cpu"),) * 3
     cut = [d for d, own in enumerate(indices) if len(own) != shape[d]]
     if not cut:
-        zero = torch.zeros(1, dtype=torch.int64)
-        return zero, zero, torch.tensor([math.prod(shape)])
+        zero = torch.zeros(1, dtype=torch.int64, device="cpu")
+        return zero, zero, torch.tensor([math.prod(shape)], device="cpu")
     innermost = cut[-1]
     own, inner = indices[innermost], math.prod(shape[innermost + 1 :])
-    heads = torch.cat((torch.tensor([0]), (own.diff() != 1).nonzero().flatten() + 1))
-    counts = torch.cat((heads, torch.tensor([len(own)]))).diff()
+    heads = torch.cat((torch.tensor([0], device="cpu"), (own.diff() != 1).nonzero().flatten() + 1))
+    counts = torch.cat((heads, torch.tensor([len(own)], device="cpu"))).diff()
     start, local, length = own[heads] * inner, heads * inner, counts * inner
     for d in reversed(range(innermost)):
         outer, step = indices[d], math.prod(shape[d + 1 :])
         local_step = math.prod(held[d + 1 :])
         start = (outer[:, None] * step + start).flatten()
-        local = (torch.arange(len(outer))[:, None] * local_step + local).flatten()
+        local = (torch.arange(len(outer), device="cpu")[:, None] * local_step + local).flatten()
         length = length.repeat(len(outer))
     return start, local, length

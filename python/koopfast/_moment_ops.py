@@ -67,8 +67,8 @@ class MomentStream:
         self, table: BlockTable
     ) -> tuple[Moments, tuple[View, View, int, bool, int, int, int, int, int]]:
         """As `MomentStream` of moment_stream.h, and the owner of what it points to."""
-        none = torch.zeros(len(table.sizes), dtype=torch.int64)
-        empty = torch.empty(0, dtype=torch.float64)
+        none = torch.zeros(len(table.sizes), dtype=torch.int64, device="cpu")
+        empty = torch.empty(0, dtype=torch.float64, device="cpu")
         own = self.moments or Moments(none, none, empty, empty)
         return own, (
             view(self.head),
@@ -107,7 +107,7 @@ def moment_fit(
     """
     primal = torch.zeros_like(table.sizes, dtype=torch.bool)
     fitted = room_for(options, m, table.sizes, primal)
-    blocks = torch.arange(len(primal))
+    blocks = torch.arange(len(primal), device="cpu")
     own, addresses = fitted.selected(blocks)
     # `owner` must outlive the call: it owns the memory behind the addresses.
     owner, stream_addresses = stream.addresses(table)

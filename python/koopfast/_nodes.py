@@ -57,7 +57,9 @@ class UnitTable:
     def add_rows(self, pieces: Sequence[_Piece], rows: int, name: str) -> None:
         """Block i is row i of every piece, each of which is cut into ``rows`` equal rows."""
         steps = int64([p.length // rows for p in pieces])
-        starts = int64([p.start for p in pieces]) + torch.arange(rows)[:, None] * steps
+        starts = (
+            int64([p.start for p in pieces]) + torch.arange(rows, device="cpu")[:, None] * steps
+        )
         self.add(starts, steps, name)
 
     def add_whole(self, piece: _Piece, name: str) -> None:
@@ -68,7 +70,7 @@ class UnitTable:
         """Block offsets, segment starts and lengths, and the names unless there are too many."""
         counts = int64(self._block_counts)
         per_block = repeated(int64(self._segment_counts), counts)
-        offsets = torch.zeros(per_block.numel() + 1, dtype=torch.int64)
+        offsets = torch.zeros(per_block.numel() + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(per_block, 0, out=offsets[1:])
         names = None
         if sum(self._block_counts) <= MOST_NAMES:
@@ -133,11 +135,13 @@ def _conv_transpose(
     for p in weights:
         kernel = p.length // (inputs * outputs)
         # (group, input, output) -> (group, output, input): a row for each output channel
-        at = p.start + kernel * torch.arange(inputs * outputs).view(groups, -1, outputs)
+        at = p.start + kernel * torch.arange(inputs * outputs, device="cpu").view(
+            groups, -1, outputs
+        )
         starts.append(at.transpose(1, 2).reshape(module.out_channels, -1))
-        lengths.append(torch.full((starts[-1].shape[1],), kernel))
+        lengths.append(torch.full((starts[-1].shape[1],), kernel, device="cpu"))
     for p in biases:
-        starts.append(p.start + torch.arange(module.out_channels)[:, None])
+        starts.append(p.start + torch.arange(module.out_channels, device="cpu")[:, None])
         lengths.append(int64([1]))
     if starts:
         table.add(torch.cat(starts, 1), torch.cat(lengths), name)

@@ -21,7 +21,7 @@ class OffloadedRows:
     """
 
     def __init__(self, capacity: int, n: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._rows = torch.empty((capacity, n), dtype=dtype, pin_memory=True)
+        self._rows = torch.empty((capacity, n), dtype=dtype, pin_memory=True, device="cpu")
         self._stages = [torch.empty(n, dtype=dtype, device=device) for _ in range(2)]
         self._device = device
         self._bus = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

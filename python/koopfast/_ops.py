@@ -126,7 +126,7 @@ def snapshot_gram(snapshots: Tensor, table: BlockTable, blocks: Tensor, *, rows:
         return _device.snapshot_gram(snapshots, table, plan, ROWS[rows])
     if device.type != "cpu":
         return _torch_passes.snapshot_gram(snapshots, table, blocks, rows)
-    grams = torch.empty((len(blocks), m, m), dtype=torch.float64)
+    grams = torch.empty((len(blocks), m, m), dtype=torch.float64, device="cpu")
     _native.snapshot_gram(
         view(snapshots),
         table.addresses(),
@@ -156,14 +156,14 @@ def snapshot_svd(
     times the work.
     """
     m, count = snapshots.shape[0], len(blocks)
-    sigma = torch.empty((count, m), dtype=torch.float64)
+    sigma = torch.empty((count, m), dtype=torch.float64, device="cpu")
     threads = thread_count()
     if method == "gram":
         source = snapshots if _in_place(snapshots) else snapshots.cpu()
         coordinates = snapshot_gram(source, table, blocks, rows=rows).cpu()
         return _gram_svd(coordinates, table, blocks, rows=rows), coordinates
     host = snapshots.cpu()
-    coordinates = torch.empty((count, m, m), dtype=torch.float64)
+    coordinates = torch.empty((count, m, m), dtype=torch.float64, device="cpu")
     _native.snapshot_qr(
         view(host),
         table.addresses(),
@@ -180,7 +180,7 @@ def snapshot_svd(
 def _gram_svd(grams: Tensor, table: BlockTable, blocks: Tensor, *, rows: str) -> Tensor:
     """Singular values from Gram matrices, which become the coordinates; see `snapshot_svd`."""
     count, m = grams.shape[:2]
-    sigma, sizes = torch.empty((count, m), dtype=torch.float64), table.sizes[blocks]
+    sigma, sizes = torch.empty((count, m), dtype=torch.float64, device="cpu"), table.sizes[blocks]
     _native.gram_svd(
         grams.data_ptr(),
         sizes.data_ptr(),
@@ -242,7 +242,7 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
         _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
     others = torch.nonzero(~dual & ~small).flatten()
     if len(others) > 0:
-        none = torch.empty(0, dtype=torch.float64)
+        none = torch.empty(0, dtype=torch.float64, device="cpu")
         _fit_blocks(view(host), table, others, False, none, options, fitted)
     return fitted.repacked()
 
@@ -358,8 +358,8 @@ def operator_power(
     k = len(horizons)
     rows = fitted.rows[blocks]
     value_offsets = starts(rows * k)
-    values = torch.empty(int(rows.sum()) * k, dtype=torch.float64)
-    base = torch.empty((len(blocks), k), dtype=torch.float64)
+    values = torch.empty(int(rows.sum()) * k, dtype=torch.float64, device="cpu")
+    base = torch.empty((len(blocks), k), dtype=torch.float64, device="cpu")
     # `own` must outlive the call: it owns the memory behind the addresses.
     own, addresses = fitted.selected(blocks)
     _native.operator_power(
@@ -387,7 +387,7 @@ def predict(
 ) -> None:
     """Write the weights at each horizon (recorded intervals) to the rows of ``out`` (k, n)."""
     if not _in_place(snapshots):
-        host = torch.empty(out.shape, dtype=out.dtype)
+        host = torch.empty(out.shape, dtype=out.dtype, device="cpu")
         predict(snapshots.cpu(), table, fitted, horizons, host)
         out.copy_(host)
         return
@@ -396,7 +396,7 @@ def predict(
         fitted = fitted.with_spectrum
     step = horizons_at_once(out.shape[1])
     for first in range(0, len(horizons), step):
-        some = torch.tensor(horizons[first : first + step], dtype=torch.float64)
+        some = torch.tensor(horizons[first : first + step], dtype=torch.float64, device="cpu")
         for form in (True, False):
             blocks = torch.nonzero(fitted.dual == form).flatten()
             if len(blocks) == 0:
@@ -418,7 +418,7 @@ def predict_cells(
     ``block`` (n_cells,) says whose part each is.
     """
     if not _in_place(snapshots):
-        host = torch.empty(out.shape, dtype=out.dtype)
+        host = torch.empty(out.shape, dtype=out.dtype, device="cpu")
         predict_cells(snapshots.cpu(), cells, block, fitted, horizons, host)
         out.copy_(host)
         return
@@ -427,11 +427,16 @@ def predict_cells(
     own, of_own = torch.unique_consecutive(block, return_inverse=True)
     step = max(1, _PASS_BYTES // (8 * snapshots.shape[0] * len(own)))
     for first in range(0, len(horizons), step):
-        some = torch.tensor(horizons[first : first + step], dtype=torch.float64)
+        some = torch.tensor(horizons[first : first + step], dtype=torch.float64, device="cpu")
         values, offsets, base = operator_power(fitted, own, some)
         powers = values, offsets[of_own], base[of_own]
         _combine(
-            snapshots, cells, torch.arange(len(block)), True, powers, out[first : first + step]
+            snapshots,
+            cells,
+            torch.arange(len(block), device="cpu"),
+            True,
+            powers,
+            out[first : first + step],
         )
 
 

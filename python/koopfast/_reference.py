@@ -155,7 +155,9 @@ def fit_block(
     limit = rank if isinstance(rank, int) else _capacity(states, recipe)
     error = trusted = math.nan
     if not bool(torch.isfinite(states).all()):
-        return _without_operator(states, recipe, NON_FINITE, torch.zeros(0, dtype=torch.float64))
+        return _without_operator(
+            states, recipe, NON_FINITE, torch.zeros(0, dtype=torch.float64, device="cpu")
+        )
     if choosing:
         limit = min(limit, MOST_RANK) if rank == "auto" else limit
         chosen, error, trusted = choose(states, dataclasses.replace(recipe, rank=limit))
@@ -266,7 +268,7 @@ def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
             return torch.full_like(z, math.nan)
         if fit.observables == "state":
             return torch.zeros_like(z)
-        limit: Tensor = torch.linalg.solve(torch.eye(len(z), dtype=z.dtype) - a, z)
+        limit: Tensor = torch.linalg.solve(torch.eye(len(z), dtype=z.dtype, device=z.device) - a, z)
         return limit
     low = math.floor(horizon)
     if fit.observables == "state":
@@ -274,7 +276,7 @@ def _by_squaring(fit: BlockFit, horizon: float) -> Tensor:
         step = a @ whole
     else:
         # [[A, z], [0, 1]]^T holds (I + A + ... + A^(T-1)) z in its last column.
-        affine = torch.zeros(len(z) + 1, len(z) + 1, dtype=z.dtype)
+        affine = torch.zeros(len(z) + 1, len(z) + 1, dtype=z.dtype, device=z.device)
         affine[:-1, :-1], affine[:-1, -1], affine[-1, -1] = a, z, 1
         whole = torch.linalg.matrix_power(affine, low)[:-1, -1]
         step = a @ whole + z
@@ -287,7 +289,12 @@ def predict_block(fit: BlockFit, horizons: Sequence[float]) -> Tensor:
         each = [weight * (predict_block(one, horizons) - fit.last) for weight, one in fit.mean_of]
         return fit.last + torch.stack(each).sum(0)
     if fit.status == NON_FINITE:
-        return torch.full((len(horizons), fit.last.shape[0]), math.nan, dtype=fit.last.dtype)
+        return torch.full(
+            (len(horizons), fit.last.shape[0]),
+            math.nan,
+            dtype=fit.last.dtype,
+            device=fit.last.device,
+        )
     if fit.status == STILL:
         return fit.last.repeat(len(horizons), 1)
     values, vectors, usable = eigenbasis(fit.operator)

@@ -79,7 +79,7 @@ def shrinker(operator: Tensor, unstable: str) -> Tensor:
     if usable:
         scaled = vectors / divisor.to(vectors.dtype)
         return as_field(scaled @ torch.linalg.inv(vectors), operator)
-    return torch.eye(len(values), dtype=operator.dtype) / divisor.max()
+    return torch.eye(len(values), dtype=operator.dtype, device=operator.device) / divisor.max()
 
 
 def gavish_donoho_threshold(sigma: Tensor, rows: int, columns: int) -> float:
@@ -122,7 +122,7 @@ def forward_backward(v: Tensor, following: Tensor) -> Tensor | None:
     if failed or not float(inverse.norm() * following.norm()) < BACKWARD_CONDITION_LIMIT:
         return None
     seen = torch.linalg.eigvals(forward)
-    sums = (seen[:, None] + seen).abs()[~torch.eye(len(seen), dtype=torch.bool)]
+    sums = (seen[:, None] + seen).abs()[~torch.eye(len(seen), dtype=torch.bool, device="cpu")]
     if not bool((sums > OPPOSITE_EIGENVALUES * seen.abs().max()).all()):
         return None
     squares, vectors, usable = eigenbasis(forward @ following @ following.mH @ inverse.mH)

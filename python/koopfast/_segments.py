@@ -27,11 +27,11 @@ class SegmentTable(Protocol):
 
 def joined(offsets: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same table with neighbouring segments of a block made one (fewer, longer reads)."""
-    first = torch.ones(starts.numel(), dtype=torch.bool)
+    first = torch.ones(starts.numel(), dtype=torch.bool, device="cpu")
     first[1:] = starts[1:] != starts[:-1] + lengths[:-1]
     first[offsets[:-1]] = True
     kept = first.nonzero().reshape(-1)
-    ends = torch.zeros(lengths.numel() + 1, dtype=torch.int64)
+    ends = torch.zeros(lengths.numel() + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(lengths, 0, out=ends[1:])
     bounds = torch.cat([kept, int64([starts.numel()])])
     return torch.searchsorted(kept, offsets), starts[kept], ends[bounds].diff()
@@ -47,7 +47,7 @@ def repeated(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def int64(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def check_index_array(field: str, array: object) -> None:

@@ -175,7 +175,7 @@ class Shards(Ranks):
 
     def _check_complete(self, parameters: ShardVector, cells: Cells) -> None:
         """All ranks together must hold each parameter exactly once."""
-        held = self.summed(torch.tensor(cells.shares, dtype=torch.float64))
+        held = self.summed(torch.tensor(cells.shares, dtype=torch.float64, device="cpu"))
         for name, p, sum_ in zip(parameters.names, parameters.parameters, held, strict=True):
             if not math.isclose(float(sum_), p.numel(), rel_tol=1e-9):
                 raise ConfigError(
@@ -196,7 +196,7 @@ class Shards(Ranks):
         cells, options, rows = self._cells, config.fit_options, snapshots.snapshots
         m, table = rows.shape[0], _blocks.BlockTable(partition)
         fitted = self._guarded(lambda: _ops.all_dual(m, table, options))
-        for blocks in _ops.dual_batches(torch.arange(partition.n_blocks), m):
+        for blocks in _ops.dual_batches(torch.arange(partition.n_blocks, device="cpu"), m):
             self._fit_some(rows, table, blocks, options, fitted)
         operator = ShardedOperator(rows, cells, partition, fitted, observables=options.observables)
         if not self.same(digest(_essence(fitted))):
@@ -230,7 +230,7 @@ class Shards(Ranks):
         assert self._cells is not None
         cells = self._cells
         own = self._guarded(lambda: cells.grams(rows, blocks, options))
-        i, j = torch.tril_indices(*own.shape[1:])
+        i, j = torch.tril_indices(*own.shape[1:], device="cpu")
         triangles = self.summed(own[:, i, j])
         own[:, i, j] = own[:, j, i] = triangles
         self._guarded(lambda: _ops.fit_grams(own, table, blocks, options, fitted))

@@ -101,7 +101,7 @@ class SingleWeights:
     @cached_property
     def hindcast_error(self) -> Tensor:
         """float64 (n_blocks,), NaN: none was made"""
-        return torch.full((len(self.squares),), math.nan, dtype=torch.float64)
+        return torch.full((len(self.squares),), math.nan, dtype=torch.float64, device="cpu")
 
     @property
     def trusted_horizon(self) -> Tensor:
@@ -111,7 +111,7 @@ class SingleWeights:
     @cached_property
     def blocks(self) -> _blocks.FittedBlocks:
         """The same as any other blocks, to look at."""
-        index = torch.arange(len(self.squares))
+        index = torch.arange(len(self.squares), device="cpu")
         factors, usable = self._by_block(self.factors), self.rank.bool()
         latest = self.snapshots[-1].double()
         if self.increments:
@@ -136,10 +136,10 @@ class SingleWeights:
             delays=ones,
             block_average=ones,
             estimator=torch.full_like(self.status, self.estimator),
-            mixture=torch.zeros((len(index), 0, 4), dtype=torch.float64),
+            mixture=torch.zeros((len(index), 0, 4), dtype=torch.float64, device="cpu"),
             origin_offsets=torch.zeros_like(index),
             singular_values=sigma,
-            singular_offsets=torch.arange(len(index) + 1),
+            singular_offsets=torch.arange(len(index) + 1, device="cpu"),
             operators=values,
             start=start,
             lifts=values,

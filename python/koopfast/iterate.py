@@ -188,7 +188,7 @@ class MinimizeCallback:
         self._options = FitOptions(**{"rank": None, "method": "qr", **fit})
         self._window = whole("window", window, self._options.least_snapshots, " iterates")
         self._buffer: SnapshotBuffer | None = None
-        self._iterate = torch.empty(0)
+        self._iterate = torch.empty(0, device="cpu")
         self._better: NDArray[Any] | None = None
         self.evaluations = 0
         self.jumps_accepted = 0
@@ -239,7 +239,7 @@ class _State:
                 "several arrays into one"
             )
         self._numpy = isinstance(x0, np.ndarray)
-        tensor = torch.as_tensor(x0)
+        tensor = _as_tensor(x0)
         self._dtype, self._shape = tensor.dtype, tensor.shape
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.numel() == 0:
             raise ConfigError(
@@ -250,7 +250,7 @@ class _State:
         """(n,) tensor of the user's array."""
         if isinstance(x, np.ndarray) != self._numpy or not isinstance(x, (np.ndarray, Tensor)):
             raise ConfigError(f"{source}: expected what x0 is, got {type(x).__name__}")
-        tensor = torch.as_tensor(x).detach()
+        tensor = _as_tensor(x).detach()
         if tensor.shape != self._shape or tensor.dtype != self._dtype:
             raise ConfigError(
                 f"{source}: expected {tuple(self._shape)} {self._dtype} as x0, got "
@@ -262,6 +262,10 @@ class _State:
         """A copy of ``x``, (n,), as the user's array."""
         copy = x.detach().clone().reshape(self._shape)
         return copy.numpy() if self._numpy else copy
+
+
+def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.from_numpy(x)
 
 
 def _predictions(

@@ -106,7 +106,7 @@ class MomentBuffer:
                     "parameters: expected what to record, got None; without parameters pass a "
                     "partition, which says how long the flat vectors are"
                 )
-            self._given = torch.zeros(partition.n, dtype=dtype)
+            self._given = torch.zeros(partition.n, dtype=dtype, device="cpu")
             parameters = [("weights", self._given)]
         self.vector = (
             parameters

@@ -162,12 +162,12 @@ class Partition:
     def weight(cls, model: nn.Module, *, parameters: Parameters | None = None) -> Partition:
         """A block for each single weight, without names; arguments as :meth:`network`."""
         n = _total(_resolve(model, parameters))
-        offsets = torch.arange(n + 1)
+        offsets = torch.arange(n + 1, device="cpu")
         made = object.__new__(cls)  # right by construction; checking it would take longer
         made.__dict__.update(
             block_offsets=offsets,
             segment_starts=offsets[:-1],
-            segment_lengths=torch.ones(n, dtype=torch.int64),
+            segment_lengths=torch.ones(n, dtype=torch.int64, device="cpu"),
             n=n,
             names=None,
             kind="weight",
@@ -219,7 +219,7 @@ class Partition:
     @property
     def block_sizes(self) -> Tensor:
         """How many weights each block has, int64, (n_blocks,)."""
-        ends = torch.zeros(self.segment_lengths.numel() + 1, dtype=torch.int64)
+        ends = torch.zeros(self.segment_lengths.numel() + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(self.segment_lengths, 0, out=ends[1:])
         return ends[self.block_offsets].diff()
 
@@ -305,8 +305,8 @@ def _cut(nodes: Partition, size: int) -> Partition:
     """Blocks larger than ``size`` in ceil(block / size) parts that differ by one at most."""
     sizes = nodes.block_sizes
     parts = (sizes + size - 1) // size
-    block = repeated(torch.arange(nodes.n_blocks), parts)
-    part = torch.arange(block.numel()) - (parts.cumsum(0) - parts)[block]
+    block = repeated(torch.arange(nodes.n_blocks, device="cpu"), parts)
+    part = torch.arange(block.numel(), device="cpu") - (parts.cumsum(0) - parts)[block]
     # Positions count weights in table order: block after block, segment after segment.
     block_at = sizes.cumsum(0) - sizes
     part_at = block_at[block] + part * sizes[block] // parts[block]

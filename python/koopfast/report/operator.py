@@ -80,8 +80,8 @@ def plot_eigenvalues(ax: Axes, operator: KoopmanOperator) -> bool:
     values = values[torch.isfinite(values.real) & torch.isfinite(values.imag)]
     every = math.ceil(len(values) / _MOST_POINTS) or 1
     drawn = values[::every].numpy()
-    angle = torch.linspace(0, 2 * math.pi, 361).numpy()
-    circle = torch.polar(torch.ones(361), torch.from_numpy(angle)).numpy()
+    angle = torch.linspace(0, 2 * math.pi, 361, device="cpu").numpy()
+    circle = torch.polar(torch.ones(361, device="cpu"), torch.from_numpy(angle)).numpy()
     ax.plot(circle.real, circle.imag, color=INK, linewidth=0.8)
     ax.axhline(0, color=RULE, linewidth=0.6)
     ax.axvline(0, color=RULE, linewidth=0.6)
