@@ -15,6 +15,7 @@ from koopfast import _attach, _training_state
 from koopfast._attempt import Attempt, probed, refused
 from koopfast._costs import Since, seconds
 from koopfast._distributed import FitFailure
+from koopfast._moment_window import MomentWindow
 from koopfast._notices import Notices
 from koopfast._rehearsal import Rehearsal
 from koopfast._savepoint import (
@@ -83,6 +84,7 @@ class Engine:
         self._controller = self._new_controller()
         self._rehearsal = Rehearsal(config) if config.dry_run else None
         self._snapshots = new_buffer(config, self._parameters, self._partition, self._schedule)
+        self._moments = self._new_moments(self._snapshots)
         self._weight_watch = WeightWatch(self._parameters)
         self._rate_watch = RateWatch(optimizer)
         self._step_watch = StepWatch(optimizer, self._before_step)
@@ -153,6 +155,8 @@ class Engine:
         try:
             self._reserve()
             stored = self._snapshots.record()
+            if self._moments is not None:
+                self._moments.record()
         except MemoryError as error:
             self._enable(False)
             self._notices.warn("no_room", f"{error}; this trainer switched itself off")
@@ -312,7 +316,7 @@ class Engine:
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:
                 self._team.settle(self._parameters)
-                self._rollback = self._settle(savepoint, optimizer_state, treatment)
+                self._rollback = self._settle(savepoint, optimizer_state, treatment, record)
             self.history.add_jump(record)
         except BaseException:
             self._rollback = rollback
@@ -322,6 +326,11 @@ class Engine:
         finally:
             self._jumping = False
         self._restart_window()
+        if self._moments is not None and self._moments.trouble:
+            self._notices.warn(
+                "moments",
+                f'optimizer_state="predict" keeps the optimizer\'s state: {self._moments.trouble}',
+            )
         self._warn_of_newcomers()
         if record.accepted:
             self._idle = self.config.cooldown
@@ -375,14 +384,27 @@ class Engine:
         return chosen if wanted == "auto" else wanted
 
     def _settle(
-        self, savepoint: Savepoint, optimizer_state: OptimizerState, treatment: str
+        self,
+        savepoint: Savepoint,
+        optimizer_state: OptimizerState,
+        treatment: str,
+        record: JumpRecord,
     ) -> ReturnPoint:
-        """Keep the optimizer's state or forget it; return how to undo the jump."""
+        """Do to the optimizer's state what is to be done; return how to undo the jump."""
         if treatment == "reset":
             optimizer_state.reset(self._parameters.parameters)
             return ReturnPoint(savepoint.weights, savepoint.buffers, optimizer_state)
+        if treatment == "predict" and self._moments is not None:
+            horizon = (record.horizon + self._lag) / self._snapshots.stride
+            options = self.config.fit_options
+            entries = self._moments.predicted(self._partition, options, horizon, record.horizon)
+            if entries:
+                optimizer_state.replace(entries)
+                return ReturnPoint(savepoint.weights, savepoint.buffers, optimizer_state)
         # Further steps will write to the state in place, so the way back needs copies.
         kept = OptimizerState(self._optimizer, copy=True)
+        if treatment == "decay":
+            optimizer_state.decay(self._parameters.parameters)
         return ReturnPoint(savepoint.weights, savepoint.buffers, kept)
 
     def _refuse_reentry(self) -> None:
@@ -417,6 +439,8 @@ class Engine:
             self._snapshots.clear()
         else:
             self._rows.clear(stride=schedule.stride, average=schedule.average)
+        if self._moments is not None:
+            self._moments.clear()
         self._weight_watch.forget()
         self._lag = 0
         self._broken = 0
@@ -479,6 +503,23 @@ class Engine:
         config = self.config
         return Controller(config.snapshots, config.max_horizon) if config.adaptive else None
 
+    def _new_moments(self, snapshots: SnapshotBuffer | MomentBuffer) -> MomentWindow | None:
+        """Where the optimizer's state is predicted, its window beside that of the weights.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        if self.config.optimizer_state != "predict":
+            return None
+        if self._parameters.dtype.is_complex or self._team.size > 1:
+            what = "complex parameters" if self._team.size == 1 else "several processes"
+            raise ConfigError(
+                f'optimizer_state: "predict" is made for real parameters in one process, got '
+                f'{what}; choose "auto", "keep", "reset" or "decay"'
+            )
+        assert isinstance(snapshots, SnapshotBuffer)
+        return MomentWindow(self._optimizer, snapshots, self.config.max_bytes)
+
     def _undo_state(self) -> dict[str, Any] | None:
         """What an automatic undo needs to come, saved while it may come."""
         on_trial = self._controller is not None and self._controller.on_trial
@@ -496,6 +537,7 @@ class Engine:
         self, state: Any
     ) -> tuple[
         SnapshotBuffer | MomentBuffer,
+        MomentWindow | None,
         Controller | None,
         Rehearsal | None,
         ReturnPoint | None,
@@ -508,12 +550,15 @@ class Engine:
         schedule = _schedule(controller, rehearsal)
         snapshots = new_buffer(self.config, self._parameters, self._partition, schedule)
         loaded = _training_state.unpack(state, self.config, self._parameters, snapshots, schedule)
+        moments = self._new_moments(snapshots)
+        if moments is not None:
+            moments.load_state_dict(state["moments"])
         undo = None
         if state["undo"] is not None and not loaded.elsewhere:
             undo = self._return_point()
             undo.load_state_dict(state["undo"])
         self._parameters.check_unchanged(self._model)
-        return snapshots, controller, rehearsal, undo, loaded
+        return snapshots, moments, controller, rehearsal, undo, loaded
 
     def spread_window(self) -> dict[str, Tensor] | None:
         """The recorded window as distributed tensors that can be loaded into, where it is sharded.
@@ -545,6 +590,7 @@ class Engine:
     def _adopt(
         self,
         snapshots: SnapshotBuffer | MomentBuffer,
+        moments: MomentWindow | None,
         controller: Controller | None,
         rehearsal: Rehearsal | None,
         undo: ReturnPoint | None,
@@ -553,6 +599,7 @@ class Engine:
         self.history = loaded.history
         self.operator = None
         self._snapshots = snapshots
+        self._moments = moments
         self._controller = controller
         self._rehearsal = rehearsal
         self._since_begin = Since()
@@ -580,6 +627,7 @@ class Engine:
             parameters=self._parameters,
             history=self.history,
             snapshots=self._snapshots,
+            moments=None if self._moments is None else self._moments.state_dict(),
             enabled=self._enabled,
             idle=self._idle,
             lag=self._lag,

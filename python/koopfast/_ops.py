@@ -258,6 +258,20 @@ def all_dual(m: int, table: BlockTable, options: FitOptions) -> FittedBlocks:
     return room_for(options, m, table.sizes, torch.ones_like(table.sizes, dtype=torch.bool))
 
 
+def dual_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
+    """As :func:`operator_fit`, every block in its dual form.
+
+    What it predicts is a combination of snapshots, so :func:`predict` can make the same of other
+    rows (m, n) that were recorded at the same moments.
+    """
+    m = snapshots.shape[0]
+    fitted = all_dual(m, table, options)
+    for blocks in dual_batches(torch.arange(len(table.sizes)), m):
+        grams = observed_grams(snapshots, table, blocks, options)
+        fit_grams(grams, table, blocks, options, fitted)
+    return fitted.repacked()
+
+
 def observed_grams(
     snapshots: Tensor, table: BlockTable, blocks: Tensor, options: FitOptions
 ) -> Tensor:

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_MOMENTA = ("momentum_buffer", "exp_avg", "grad_avg")
+
+
 class Restorable(Protocol):
     """Anything that can be put back as it was."""
 
@@ -221,6 +224,30 @@ class OptimizerState:
             for entry in self._entries.values()
             for value in entry.values()
         )
+
+    def decay(self, parameters: Sequence[Tensor]) -> None:
+        """Halve the momenta of ``parameters``, by the names that torch's optimizers give them.
+
+        They point where the weights before the jump were to go; how large gradients are, which
+        squares tell, is true behind it too.
+        """
+        for inner in self._inner:
+            inner.decay(parameters)
+        state = self._optimizer.state
+        for p in parameters:
+            entry = state[p] if p in state else {}
+            momenta = {
+                name: value / 2
+                for name, value in entry.items()
+                if name in _MOMENTA and isinstance(value, Tensor)
+            }
+            if momenta:
+                state[p] = {**entry, **momenta}
+
+    def replace(self, entries: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Give parameters other entries; what they had is left as it is, for :meth:`restore`."""
+        for p, entry in entries.items():
+            self._optimizer.state[p] = entry
 
     def reset(self, parameters: Sequence[Tensor]) -> None:
         """Forget the state of ``parameters``, so that the optimizer starts it anew.

@@ -20,7 +20,7 @@ __all__ = ["KoopmanConfig"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "guard": ("probe", "finite"),
-    "optimizer_state": ("auto", "keep", "reset"),
+    "optimizer_state": ("auto", "keep", "reset", "decay", "predict"),
 }
 _LEAST: dict[str, int] = {
     "max_horizon": 1,
@@ -88,9 +88,13 @@ class KoopmanConfig(FitOptions):
             repeats with them if autograd asks for them.
         warmup: optimizer steps before the first recording.
         cooldown: optimizer steps after a jump before recording begins again.
-        optimizer_state: after a jump, "keep" the optimizer's state or "reset" it. "auto" goes by
-            what training gained after either, where the stride sets itself and the optimizer is
-            one of torch's, and keeps it otherwise.
+        optimizer_state: after a jump, "keep" the optimizer's state, "reset" it, "decay" its momenta
+            (they are halved) or "predict" it: what the optimizer has of each weight is recorded
+            too, each number in as much memory as the weight, and extrapolated by the operator of
+            the weights; steps are counted on. A state that is no set of tensors shaped as the
+            parameters is kept, warned of once. "auto" goes by what training gained after keeping
+            and after resetting it, where the stride sets itself and the optimizer is one of
+            torch's, and keeps it otherwise.
         overhead: share of the training time that recording, fitting, predicting and probing may
             take beyond what jumps are seen to save, by the clock, beside the bound by counts that
             always holds; the first quarter of a second is free. None leaves the clock out, for
@@ -124,7 +128,7 @@ class KoopmanConfig(FitOptions):
     probe_gradients: bool | Literal["auto"] = "auto"
     warmup: int = 0
     cooldown: int = 0
-    optimizer_state: Literal["auto", "keep", "reset"] = "auto"
+    optimizer_state: Literal["auto", "keep", "reset", "decay", "predict"] = "auto"
     overhead: float | None = 0.05
     max_bytes: int | None = None
     offload: bool = False
@@ -174,6 +178,8 @@ class KoopmanConfig(FitOptions):
             self._store("max_bytes", whole("max_bytes", self.max_bytes, 1, " bytes, or None"))
         self._check_partition()
         self._check_window()
+        if self.optimizer_state == "predict":
+            self._check_predicts()
 
     @classmethod
     def paper(
@@ -325,6 +331,14 @@ class KoopmanConfig(FitOptions):
                 f'node_size: only partition="quasi_node" takes it, got {self.node_size!r} with '
                 f"partition={self.partition!r}; leave it out or change the partition"
             )
+
+    def _check_predicts(self) -> None:
+        for field, value in (("streaming", True), ("method", "qr"), ("partition", "weight")):
+            if getattr(self, field) == value:
+                raise ConfigError(
+                    'optimizer_state: "predict" combines recorded states as the snapshots of the '
+                    f"weights are combined, which {field}={value!r} does not tell; change one"
+                )
 
     def _check_window(self) -> None:
         least = self.least_snapshots
