@@ -116,7 +116,8 @@ class Attempt:
         predictions = Predictions(self._rows, predict, self.lag, _CANDIDATE_BYTES)
         search = predictions.search(controller.search(look.loss, averaged, still=operator.still))
         verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
-        controller.spend(verdict.probe_evaluations - 1, len(look.parts))
+        again = 0 if guard.recalibration is None else guard.recalibration.passes
+        controller.spend(verdict.probe_evaluations - 1, len(look.parts) + again)
         return verdict, predictions.seconds
 
     def _predictor(self, operator: KoopmanOperator) -> Callable[[list[float]], Tensor]:

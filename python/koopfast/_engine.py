@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from koopfast import _attach, _training_state
 from koopfast._attempt import Attempt, probed, refused
+from koopfast._batch_norm import Recalibration, normalizing_modules
 from koopfast._costs import Since, seconds
 from koopfast._distributed import FitFailure
 from koopfast._moment_window import MomentWindow
@@ -71,6 +72,7 @@ class Engine:
         self.history = History()
         self.operator: KoopmanOperator | None = None
         self.loggers: list[Logger] = []
+        self.recalibrate: Callable[[], object] | None = None
         self._model = model
         self._optimizer = optimizer
         self._team = team_of(model, optimizer, process_group)
@@ -274,6 +276,7 @@ class Engine:
         try:
             parameters, counters = self._parameters, self.history.counters
             savepoint = Savepoint(self._model, parameters.parameters, parameters.device)
+            self._guard.recalibration = self._recalibration()
             looks = self._guard.losses(parameters, rows, savepoint, probe)
         finally:
             self._jumping = False
@@ -331,6 +334,7 @@ class Engine:
                 "moments",
                 f'optimizer_state="predict" keeps the optimizer\'s state: {self._moments.trouble}',
             )
+        self._warn_of_missing_batches()
         self._warn_of_newcomers()
         if record.accepted:
             self._idle = self.config.cooldown
@@ -343,6 +347,7 @@ class Engine:
         """Fit, predict, guard; leaves the accepted weights, or the old ones, in the model."""
         step = self.history.counters.optimizer_steps
         attempt = self._new_attempt()
+        self._guard.recalibration = self._recalibration()
         seconds_fit = 0.0
         started = perf_counter()
         try:
@@ -374,6 +379,16 @@ class Engine:
             self._controller,
             self._team,
         )
+
+    def _recalibration(self) -> Recalibration | None:
+        """How statistics of batches are computed anew, where that is wanted and can be done."""
+        wanted = self.config.batch_norm == "recalibrate"
+        forward = self._forward() if wanted and normalizing_modules(self._model) else None
+        return None if forward is None else Recalibration(self._model, forward)
+
+    def _forward(self) -> Callable[[], object] | None:
+        """Passes batches through the model, where there are any."""
+        return self.recalibrate
 
     def _treatment(self, record: JumpRecord, state: OptimizerState) -> str:
         """What is to become of the optimizer's state: as configured, or as the controller says."""
@@ -418,6 +433,15 @@ class Engine:
     def _quiet(self) -> tuple[str, ...]:
         """Refusals that go without saying: more where the next attempt will be another one."""
         return ("no_gain",) if self._controller is None else ("no_gain", "still")
+
+    def _warn_of_missing_batches(self) -> None:
+        wanted = self.config.batch_norm == "recalibrate"
+        if wanted and normalizing_modules(self._model) and self._forward() is None:
+            self._notices.warn(
+                "batch_norm",
+                'batch_norm="recalibrate" keeps the statistics: no batches are there to compute '
+                "them from; set trainer.recalibrate = lambda: model(x), or train with fit()",
+            )
 
     def _warn_of_newcomers(self) -> None:
         """Say it once if the optimizer now steps a parameter that jumps do not know."""

@@ -50,6 +50,10 @@ class HeldBatches:
         if self._open and len(self._batches) < _MOST_HELD:
             self._batches.append((x, y))
 
+    def forward(self, model: nn.Module) -> Callable[[], object] | None:
+        """Passes them through the model; None where none are held."""
+        return (lambda: [model(x) for x, _ in self._batches]) if self._batches else None
+
     def probe(
         self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]
     ) -> Callable[[], list[Tensor]]:

@@ -20,6 +20,7 @@ __all__ = ["KoopmanConfig"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "guard": ("probe", "finite"),
+    "batch_norm": ("keep", "recalibrate"),
     "optimizer_state": ("auto", "keep", "reset", "decay", "predict"),
 }
 _LEAST: dict[str, int] = {
@@ -95,6 +96,11 @@ class KoopmanConfig(FitOptions):
             parameters is kept, warned of once. "auto" goes by what training gained after keeping
             and after resetting it, where the stride sets itself and the optimizer is one of
             torch's, and keeps it otherwise.
+        batch_norm: running statistics of batch normalisation at weights under trial: "keep" those of
+            the weights before, or "recalibrate" them from the batches that ``fit()`` judges by, or
+            those that ``recalibrate`` of the trainer passes through the model (Izmailov et al.
+            2018, section 3.2; ``torch.optim.swa_utils.update_bn``). A candidate then costs a
+            forward pass for each of these batches more.
         overhead: share of the training time that recording, fitting, predicting and probing may
             take beyond what jumps are seen to save, by the clock, beside the bound by counts that
             always holds; the first quarter of a second is free. None leaves the clock out, for
@@ -129,6 +135,7 @@ class KoopmanConfig(FitOptions):
     warmup: int = 0
     cooldown: int = 0
     optimizer_state: Literal["auto", "keep", "reset", "decay", "predict"] = "auto"
+    batch_norm: Literal["keep", "recalibrate"] = "keep"
     overhead: float | None = 0.05
     max_bytes: int | None = None
     offload: bool = False
@@ -178,6 +185,11 @@ class KoopmanConfig(FitOptions):
             self._store("max_bytes", whole("max_bytes", self.max_bytes, 1, " bytes, or None"))
         self._check_partition()
         self._check_window()
+        if self.batch_norm == "recalibrate" and self.guard != "probe":
+            raise ConfigError(
+                'batch_norm: "recalibrate" is for weights that a probe tries, got '
+                f"guard={self.guard!r}; choose one of the two differently"
+            )
         if self.optimizer_state == "predict":
             self._check_predicts()
 

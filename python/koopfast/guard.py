@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from koopfast._batch_norm import Recalibration
 from koopfast._distributed import Alone
-from koopfast._savepoint import Savepoint
+from koopfast._savepoint import Buffers, Savepoint, restore_all
 from koopfast.errors import ConfigError
 from koopfast.parameters import ParameterVector
 
@@ -78,6 +79,8 @@ class Guard:
     Attributes:
         needs_gradients: True once a probe turned out to need gradients (or was said to).
         stale: whether the probe returned, at its last call, the very tensor of the call before.
+        recalibration: computes statistics of batches for weights under trial before these are
+            probed; those of the weights that are kept stay in the model.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Guard:
         self.needs_gradients = gradients is True
         self.stale = False
         self._returned: weakref.ref[Tensor] | None = None
+        self.recalibration: Recalibration | None = None
         self._may_repeat = gradients == "auto"
 
     def look(self, savepoint: Savepoint, probe: Probe) -> Look:
@@ -118,7 +122,7 @@ class Guard:
             for weights in rows:
                 if _is_finite(parameters, weights):
                     parameters.write(weights)
-                    looks.append(timed.look(savepoint))
+                    looks.append(timed.look(savepoint, moved=True))
                 else:
                     looks.append(Look(math.nan, ()))
             return looks
@@ -182,14 +186,33 @@ class Guard:
             savepoint.restore()
             raise
 
-    def _evaluate(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
-        """The probed losses at the weights in place, from the savepoint and back to it."""
-        team = self.team
-        return team.mean(team.agreed(lambda: self._own_losses(probe, savepoint)))
+    def _evaluate(
+        self, probe: Probe, savepoint: Savepoint, moved: bool
+    ) -> tuple[tuple[float, ...], Buffers | None]:
+        """The probed losses at the weights in place, from the savepoint and back to it.
 
-    def _own_losses(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
-        with self.team.probing():
-            return self._called(probe, savepoint)
+        With the buffers that they were probed with, where these were computed anew since the
+        weights were ``moved``.
+        """
+        team, statistics = self.team, list[Buffers]()
+
+        def losses() -> tuple[float, ...]:
+            with team.probing():
+                if moved and self.recalibration is not None:
+                    statistics.append(self._recalibrated(self.recalibration, savepoint))
+                return self._called(probe, savepoint)
+
+        found = team.mean(team.agreed(losses))
+        return found, statistics[0] if statistics else None
+
+    def _recalibrated(self, recalibration: Recalibration, savepoint: Savepoint) -> Buffers:
+        savepoint.gradients.hide()
+        torch.clear_autocast_cache()
+        try:
+            return recalibration.run()
+        finally:
+            torch.clear_autocast_cache()
+            restore_all(savepoint.gradients, savepoint.modes, savepoint.random)
 
     def _called(self, probe: Probe, savepoint: Savepoint) -> tuple[float, ...]:
         if self._may_repeat and not self.needs_gradients:
@@ -234,6 +257,7 @@ class _Timed:
         self._guard = guard
         self.team = guard.team
         self._probe = probe
+        self.statistics: Buffers | None = None  # of the last look
         self.evaluations = 0 if first is None else 1
         self.seconds = 0.0 if first is None else first.seconds
 
@@ -242,9 +266,9 @@ class _Timed:
         """Whether the last loss is the very tensor of the one before."""
         return self._guard.stale
 
-    def look(self, savepoint: Savepoint) -> Look:
+    def look(self, savepoint: Savepoint, *, moved: bool = False) -> Look:
         started = perf_counter()
-        parts = self._guard._evaluate(self._probe, savepoint)
+        parts, self.statistics = self._guard._evaluate(self._probe, savepoint, moved)
         seconds = perf_counter() - started
         self.seconds += seconds
         self.evaluations += 1
@@ -276,6 +300,7 @@ def _try(
     tried: list[tuple[int, float]] = []
     best, best_horizon, best_weights = before, 0, None
     bad_weights = False
+    statistics: Buffers | None = None
     weights: Tensor | None = None
     answer: float | None = None
     while math.isfinite(before.loss):
@@ -286,10 +311,11 @@ def _try(
             break
         if probe.team.all(_is_finite(parameters, weights)):
             parameters.write(weights)
-            look = probe.look(savepoint)
+            look = probe.look(savepoint, moved=True)
             answer = look.loss
             if answer < best.loss:
                 best, best_horizon, best_weights = look, horizon, weights
+                statistics = probe.statistics
         else:
             answer, bad_weights = math.nan, True
         tried.append((horizon, answer))
@@ -307,6 +333,8 @@ def _try(
     accepted = kind == "accepted"
     if best_weights is not None and accepted:
         parameters.write(best_weights)
+        if statistics is not None:
+            statistics.restore()
     else:
         savepoint.weights.restore()
     return Verdict(

@@ -50,6 +50,9 @@ class KoopmanTrainer(Engine):
         operator: the last fitted :class:`~koopfast.KoopmanOperator` or None. Its eigenvalues
             stay good; its ``predict`` does so only until the next snapshot is recorded.
         loggers: told of every jump tried (:mod:`koopfast.loggers`); empty at first.
+        recalibrate: with ``batch_norm="recalibrate"`` and your own loop, set this to what passes
+            some batches through the model, ``lambda: [model(x) for x in batches]``. In
+            :meth:`fit` the batches that jumps are judged by serve where it is None.
 
     A copy or a pickle of a trainer takes model and optimizer along and has no point to roll back
     to. If the trainer was attached so is the copy, but without the probe, which knows the
@@ -101,6 +104,10 @@ class KoopmanTrainer(Engine):
             f"n={self._parameters.n}, {c.optimizer_steps} optimizer steps, "
             f"{c.predicted_steps} predicted)"
         )
+
+    def _forward(self) -> Callable[[], object] | None:
+        held = self._held.forward(self._model) if self._fitting else None
+        return self.recalibrate if self.recalibrate is not None else held
 
     @property
     def model(self) -> nn.Module:
