@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from koopfast import CheckpointError
-from koopfast.controller import FORWARD, RECENT_MEAN, Candidate, Controller, ControllerMark, fall
+from koopfast.controller import (
+    FORWARD,
+    RECENT_MEAN,
+    Candidate,
+    Controller,
+    ControllerMark,
+    Damped,
+    fall,
+)
 
 WINDOW = 12
 
@@ -76,9 +84,10 @@ def answered(
     loss: Callable[[Candidate], float],
     *,
     averaged: bool = False,
+    uneven: bool = False,
 ) -> list[Candidate]:
     """The candidates of one search."""
-    search = controller.search(before, averaged)
+    search = controller.search(before, averaged, uneven=uneven)
     asked = []
     try:
         candidate = next(search)
@@ -172,6 +181,24 @@ def test_the_search_goes_on_from_the_horizon_that_was_good_last() -> None:
     second = answered(controller, 10.0, valley)
     assert second[0] == 32.0
     assert len(second) <= 3
+
+
+def test_the_best_horizon_is_tried_damped_where_blocks_are_uneven_and_while_that_wins() -> None:
+    def tried(controller: Controller, damped: float, *, uneven: bool = True) -> bool:
+        """Whether it is, where a horizon of two windows is the best."""
+        controller._s.attempts += 1
+
+        def loss(asked: Candidate) -> float:
+            return damped if isinstance(asked, Damped) else 0.5 if asked == 2.0 else 0.8
+
+        asked = answered(controller, 1.0, loss, uneven=uneven)
+        assert not any(isinstance(one, Damped) for one in asked if one != Damped(2.0))
+        return Damped(2.0) in asked
+
+    loses, wins = Controller(WINDOW), Controller(WINDOW)
+    assert [tried(loses, 0.7) for _ in range(8)] == [i in (1, 2, 4, 8) for i in range(1, 9)]
+    assert all(tried(wins, 0.4) for _ in range(8))
+    assert not tried(wins, 0.4, uneven=False)
 
 
 def test_the_longest_horizon_bounds_the_search() -> None:

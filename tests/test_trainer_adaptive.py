@@ -13,8 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from koopfast import CheckpointError, KoopmanConfig, KoopmanTrainer
+from koopfast import (
+    CheckpointError,
+    KoopmanConfig,
+    KoopmanOperator,
+    KoopmanTrainer,
+    Partition,
+    SnapshotBuffer,
+)
+from koopfast._adaptive import Predictions, is_uneven
 from koopfast._training_loop import HeldBatches
+from koopfast.controller import Damped
 from training_runs import OPTIMIZERS, Run, assert_same, everything, noisy_run, smooth_run
 
 
@@ -31,6 +40,28 @@ def test_default_settings_lower_a_smooth_loss_by_orders(optimizer: str, factor: 
 def state_of(run: Run) -> dict[str, Any]:
     """What two runs have in common that took the same steps."""
     return {key: value for key, value in everything(run).items() if key != "gradient ids"}
+
+
+def test_a_block_goes_the_shorter_a_way_the_worse_its_hindcast() -> None:
+    """One block decays evenly, the other turns at random."""
+    torch.manual_seed(0)
+    halving = 0.9 ** torch.arange(12, dtype=torch.float64)
+    states = torch.stack((halving, 2 * halving, *torch.randn(2, 12, dtype=torch.float64)), dim=1)
+    partition = Partition.from_segments([[(2, 2)], [(0, 2)]], 4)
+    operator = KoopmanOperator.fit(states, partition, rank=1)
+    operator.hindcast_error[:] = torch.tensor([2.0, 0.0])
+    parameters = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    snapshots = SnapshotBuffer([parameters], capacity=12)
+    for state in states:
+        parameters.data.copy_(state)
+        snapshots.record()
+    assert is_uneven(operator)
+    predictions = Predictions(snapshots, operator.predict, operator, lag=0, room=0)
+    asked = predictions.search(item for item in (1.0, Damped(1.0)))  # type: ignore[arg-type]
+    (steps, whole), (damped_steps, damped) = asked
+    assert steps == damped_steps == 11
+    way = torch.tensor([1.0, 1.0, 0.2, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(damped, states[-1] + way * (whole - states[-1]))
 
 
 def test_snapshots_are_few_and_dense_at_first() -> None:

@@ -9,10 +9,29 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from koopfast.controller import RECENT_MEAN, Candidate
+from koopfast.controller import RECENT_MEAN, Candidate, Damped
+from koopfast.operator import KoopmanOperator
+from koopfast.partition import Partition
 from koopfast.snapshots import SnapshotBuffer
 
-__all__ = ["Predictions"]
+__all__ = ["Predictions", "is_uneven", "trust"]
+
+_UNEVEN = 0.9  # of the way of the block that goes furthest, for another to be damped
+
+
+def trust(operator: KoopmanOperator) -> Tensor:
+    """(n_blocks,), float64: the share of its way that each block is to go, 1 for the best of them.
+
+    Where a prediction misses by the share e of the true motion, in a direction of its own, going
+    1 / (1 + e^2) of the way comes nearest to the truth. e is that of the hindcast.
+    """
+    share = 1 / (1 + operator.hindcast_error.cpu().nan_to_num(nan=0.0, posinf=1e6) ** 2)
+    return share / share.max()
+
+
+def is_uneven(operator: KoopmanOperator) -> bool:
+    """Whether some blocks are predicted much worse than others."""
+    return bool(trust(operator).min() < _UNEVEN)
 
 
 class Predictions:
@@ -24,6 +43,7 @@ class Predictions:
     Args:
         snapshots: the full window; its mean is a candidate too.
         predict: weights (k, n) at k horizons in recorded intervals.
+        operator: what predicts.
         lag: optimizer steps since the last snapshot.
         room: bytes that predictions may take beside the first.
 
@@ -35,10 +55,12 @@ class Predictions:
         self,
         snapshots: SnapshotBuffer,
         predict: Callable[[list[float]], Tensor],
+        operator: KoopmanOperator,
         lag: int,
         room: int,
     ) -> None:
         self._snapshots = snapshots
+        self._operator = operator
         self._predict = predict
         self._lag = lag
         row = snapshots.vector.n * snapshots.vector.dtype.itemsize
@@ -62,6 +84,9 @@ class Predictions:
         started = perf_counter()
         if candidate == RECENT_MEAN:
             steps, weights = 0, self._recent_mean()
+        elif isinstance(candidate, Damped):
+            steps = self._steps(candidate.windows)
+            weights = self._damped(self._formed[steps])
         else:
             steps = self._steps(float(candidate))
             if steps not in self._formed:
@@ -79,7 +104,20 @@ class Predictions:
         span = (self._snapshots.count - 1) * self._snapshots.stride
         return max(1, round(windows * span))
 
+    def _damped(self, weights: Tensor) -> Tensor:
+        share = _spread(trust(self._operator), self._operator.partition)
+        last = self._snapshots.snapshots[-1]
+        return torch.lerp(last, weights, share.to(last))
+
     def _recent_mean(self) -> Tensor:
         rows = self._snapshots.snapshots[self._snapshots.count // 2 :]
         wide = torch.promote_types(rows.dtype, torch.float32)
         return rows.mean(dim=0, dtype=wide).to(rows.dtype)
+
+
+def _spread(values: Tensor, partition: Partition) -> Tensor:
+    """(n_blocks,) to (n,): to each weight what its block has."""
+    segments = partition.block_offsets.diff()
+    order = torch.argsort(partition.segment_starts)
+    of_segment = torch.repeat_interleave(values, segments)[order]
+    return torch.repeat_interleave(of_segment, partition.segment_lengths[order])

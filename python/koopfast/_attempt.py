@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from koopfast._adaptive import Predictions
+from koopfast._adaptive import Predictions, is_uneven
 from koopfast._distributed import Alone, fit_failures
 from koopfast._rehearsal import Rehearsal
 from koopfast._savepoint import Savepoint
@@ -113,8 +113,11 @@ class Attempt:
             controller.spend(1, len(look.parts))
             controller.begin(look.loss)
         predict = self._predictor(operator)
-        predictions = Predictions(self._rows, predict, self.lag, _CANDIDATE_BYTES)
-        search = predictions.search(controller.search(look.loss, averaged, still=operator.still))
+        predictions = Predictions(self._rows, predict, operator, self.lag, _CANDIDATE_BYTES)
+        asked = controller.search(
+            look.loss, averaged, still=operator.still, uneven=self._damps and is_uneven(operator)
+        )
+        search = predictions.search(asked)
         verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
         again = 0 if guard.recalibration is None else guard.recalibration.passes
         controller.spend(verdict.probe_evaluations - 1, len(look.parts) + again)
@@ -128,6 +131,12 @@ class Attempt:
                 return operator.predict(horizons)
 
         return lambda horizons: self.team.agreed(lambda: own(horizons))
+
+    @property
+    def _damps(self) -> bool:
+        """Whether blocks may go less far than others: all of each must lie here, and what is kept
+        of the weights beside them must not be meant to have gone as far."""
+        return self.parameters.layout == "" and self.config.optimizer_state != "predict"
 
     @property
     def _rows(self) -> SnapshotBuffer:

@@ -252,4 +252,3 @@ class MomentWindow:
     def _now(self) -> list[Tensor]:
         state = self._optimizer.state
         return [state[p].get(name) for name in self._names for p in self._vector.parameters]
-

@@ -235,7 +235,7 @@ class OptimizerState:
             inner.decay(parameters)
         state = self._optimizer.state
         for p in parameters:
-            entry = state[p] if p in state else {}
+            entry = state.get(p, {})
             momenta = {
                 name: value / 2
                 for name, value in entry.items()

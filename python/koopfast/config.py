@@ -96,11 +96,11 @@ class KoopmanConfig(FitOptions):
             parameters is kept, warned of once. "auto" goes by what training gained after keeping
             and after resetting it, where the stride sets itself and the optimizer is one of
             torch's, and keeps it otherwise.
-        batch_norm: running statistics of batch normalisation at weights under trial: "keep" those of
-            the weights before, or "recalibrate" them from the batches that ``fit()`` judges by, or
-            those that ``recalibrate`` of the trainer passes through the model (Izmailov et al.
-            2018, section 3.2; ``torch.optim.swa_utils.update_bn``). A candidate then costs a
-            forward pass for each of these batches more.
+        batch_norm: running statistics of batch normalisation at weights under trial: "keep" those
+            of the weights before, or "recalibrate" them from the batches that ``fit()`` judges by,
+            or those that ``recalibrate`` of the trainer passes through the model (as Izmailov et
+            al. 2018, section 3.2, and ``torch.optim.swa_utils.update_bn`` do for means of
+            weights). A candidate then costs a forward pass more for each of these batches.
         overhead: share of the training time that recording, fitting, predicting and probing may
             take beyond what jumps are seen to save, by the clock, beside the bound by counts that
             always holds; the first quarter of a second is free. None leaves the clock out, for

@@ -18,14 +18,23 @@ from typing import Any, Final, Literal
 
 from koopfast.errors import CheckpointError
 
-__all__ = ["FORWARD", "RECENT_MEAN", "Candidate", "Controller", "Decision", "fall"]
+__all__ = ["FORWARD", "RECENT_MEAN", "Candidate", "Controller", "Damped", "Decision", "fall"]
 
 FORWARD = 1 / 3
 """Gradient evaluations that a forward pass costs: the backward pass costs twice as much."""
 
 RECENT_MEAN: Final = "mean"
-Candidate = float | Literal["mean"]
-"""A horizon in windows, or the mean of the window's second half."""
+
+
+@dataclass(frozen=True)
+class Damped:
+    """The weights at a horizon in windows, each block's way there shortened by its hindcast error."""
+
+    windows: float
+
+
+Candidate = float | Literal["mean"] | Damped
+"""A horizon in windows, the mean of the window's second half, or a horizon, damped by block."""
 
 Decision = Literal["jump", "watch", "undo"]
 
@@ -66,6 +75,7 @@ class _State:
     power: int = 1  # the horizon that was last good is 2**power windows
     direction: int = 1  # in which a better horizon is looked for first
     mean_won: bool = False
+    damped_won: bool = False
     watch: bool = False  # the next window is for comparison only
     mark_at: float = 0.0  # evaluations at the last look; 0 before the first
     mark_loss: float = 0.0
@@ -215,14 +225,16 @@ class Controller:
         return decision
 
     def search(
-        self, before: float, averaged: bool, *, still: bool = False
+        self, before: float, averaged: bool, *, still: bool = False, uneven: bool = False
     ) -> Generator[Candidate, float, None]:
         """The candidates, one after the other; each is answered with the loss it gives.
 
         From the horizon that was good last time by factors of two, as long as the loss goes down;
         towards shorter ones where it is above ``before``. Where snapshots are averages, the mean of
         the newer half of them takes part when it won last time or no horizon is good; alone where
-        nothing is predicted and the operator stands ``still``.
+        nothing is predicted and the operator stands ``still``. Where the hindcast of the blocks is
+        ``uneven``, the best horizon is tried damped too: at the attempts 1, 2, 4, 8, … and as long
+        as it wins.
         """
         s = self._s
         if still:
@@ -243,6 +255,8 @@ class Controller:
         if averaged and not s.mean_won and not good:
             mean = yield RECENT_MEAN
         s.mean_won = mean < min(before, losses[k])
+        if good and uneven and (s.damped_won or s.attempts & (s.attempts - 1) == 0):
+            s.damped_won = (yield Damped(2.0**k)) < min(losses[k], mean)
         s.power = k if good else max(_LOW, min(s.power, 2) - 1)
 
     def worth(self, before: float, after: float) -> bool:
