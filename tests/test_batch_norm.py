@@ -153,5 +153,5 @@ def test_without_batches_they_are_kept_and_that_is_said_once() -> None:
 
 
 def test_without_a_probe_there_is_nothing_to_recalibrate_for() -> None:
-    with pytest.raises(ConfigError, match="guard=\"?'?finite"):
+    with pytest.raises(ConfigError, match="got guard='finite'"):
         NormalizedRun().trainer(guard="finite", horizon=3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""After a jump the optimizer's state is predicted, or its momenta are halved; both can be undone."""
+"""After a jump the optimizer's state is predicted, or momenta are halved; both can be undone."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from koopfast import _ops
 from koopfast._attach import inner_optimizers
+from koopfast._blocks import BlockTable
 from koopfast._distributed import FitFailure, fit_failures
 from koopfast._options import FitOptions
 from koopfast.errors import CheckpointError, ConfigError
@@ -146,7 +147,7 @@ class MomentWindow:
             return {}
         n = self._vector.n
         seen = rows.snapshots
-        table = _ops.BlockTable(partition)
+        table = BlockTable(partition)
         fitted = None if steps == 0 else _ops.dual_fit(self._beside.snapshots, table, options)
         found: dict[Tensor, dict[str, Any]] = {
             p: dict(self._optimizer.state[p]) for p in self._vector.parameters

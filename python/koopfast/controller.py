@@ -28,7 +28,7 @@ RECENT_MEAN: Final = "mean"
 
 @dataclass(frozen=True)
 class Damped:
-    """The weights at a horizon in windows, each block's way there shortened by its hindcast error."""
+    """A horizon in windows, each block's way there shortened by its hindcast error."""
 
     windows: float
 
