@@ -62,21 +62,48 @@ KF_MULTIARCH void lane_scale(const double* factors, int64_t entries, double* a) 
   }
 }
 
-KF_MULTIARCH unsigned lane_symmetric_eigen(const double* low, const double* high, int n,
-                                           double* low_values, double* low_vectors,
-                                           double* high_values, double* high_vectors,
-                                           double* work) {
-  PackPair* a = reinterpret_cast<PackPair*>(work);
-  PackPair *vectors = a + n * n, *values = vectors + n * n, *beside = values + n;
+int64_t lane_eigen_state(int n) { return 2 * (n * n + 4 * n); }
+
+KF_MULTIARCH unsigned lane_eigenvalues(const double* low, const double* high, int n,
+                                       double* low_values, double* high_values, double* state) {
+  PackPair* a = reinterpret_cast<PackPair*>(state);
+  PackPair *diagonal = a + n * n, *beside = diagonal + n, *values = beside + n;
+  PackPair* squares = values + n;
   for (int i = 0; i < n * n; ++i) a[i] = {packs(low)[i], packs(high)[i]};
-  const MaskPair converged = symmetric_eigen(a, n, values, vectors, beside);
+  tridiagonalise(a, n, diagonal, beside, squares);
+  for (int i = 0; i < n; ++i) {
+    values[i] = diagonal[i];
+    squares[i] = beside[i] * beside[i];
+  }
+  const MaskPair converged = tridiagonal_eigenvalues(values, squares, n);
   for (int i = 0; i < n; ++i) {
     packs(low_values)[i] = values[i].low;
     packs(high_values)[i] = values[i].high;
   }
-  for (int i = 0; i < n * n; ++i) {
-    packs(low_vectors)[i] = vectors[i].low;
-    packs(high_vectors)[i] = vectors[i].high;
+  return bits(converged.low) | bits(converged.high) << kLaneCount;
+}
+
+int64_t lane_leading_workspace(int n, int count) {
+  return 2 * (leading_workspace(n, count) + n * count);
+}
+
+KF_MULTIARCH unsigned lane_leading_eigenvectors(double* state, int n, int count,
+                                                const double* low_wanted, const double* high_wanted,
+                                                double* low_vectors, double* high_vectors,
+                                                double* work) {
+  PackPair* a = reinterpret_cast<PackPair*>(state);
+  PackPair *diagonal = a + n * n, *beside = diagonal + n, *values = beside + n;
+  PackPair *vectors = reinterpret_cast<PackPair*>(work), *rest = vectors + n * count;
+  const PackPair wanted{*packs(low_wanted), *packs(high_wanted)};
+  const MaskPair converged =
+      leading_eigenvectors(a, diagonal, beside, values, n, count, wanted, vectors, rest);
+  for (int j = 0; j < count; ++j) {
+    const MaskPair own = wanted > static_cast<double>(j);
+    for (int i = 0; i < n; ++i) {
+      const PackPair& entry = vectors[i * count + j];
+      packs(low_vectors)[i * count + j] = choose(own.low, entry.low, Pack{});
+      packs(high_vectors)[i * count + j] = choose(own.high, entry.high, Pack{});
+    }
   }
   return bits(converged.low) | bits(converged.high) << kLaneCount;
 }
@@ -89,6 +116,11 @@ KF_MULTIARCH void lane_invert_definite(double* g, int n, double* out, double* wo
 KF_MULTIARCH void lane_multiply(const double* a, const double* b, int rows, int inner, int columns,
                                 double* out) {
   multiply(packs(a), packs(b), rows, inner, columns, packs(out));
+}
+
+KF_MULTIARCH void lane_multiply_transposed(const double* a, const double* b, int rows, int inner,
+                                           int columns, double* out) {
+  multiply_transposed(packs(a), packs(b), rows, inner, columns, packs(out));
 }
 
 KF_MULTIARCH void lane_divide_nearly_diagonal(const double* b, const double* d,

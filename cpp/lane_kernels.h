@@ -43,18 +43,29 @@ unsigned lane_gather(const double* const* matrices, int rows, int columns, int64
 // Entries times the lane's factor; zeros, whatever stands there, where that is zero.
 void lane_scale(const double* factors, int64_t entries, double* a);
 
-// math/symmetric_eigen.h, for the lanes of two arrays together (the second may be the first again);
-// those that have converged, the second one's from bit kLaneCount on. `work` holds
-// (2 n*n + 3 n) * 2 entries.
-unsigned lane_symmetric_eigen(const double* low, const double* high, int n, double* low_values,
-                              double* low_vectors, double* high_values, double* high_vectors,
-                              double* work);
+// math/symmetric_eigen.h, for the lanes of two arrays together (the second may be the first again).
+// Eigenvalues (n,), largest first; what lane_leading_eigenvectors goes on from stays in `state`,
+// lane_eigen_state entries. Those that have converged, the second one's from bit kLaneCount on.
+int64_t lane_eigen_state(int n);
+unsigned lane_eigenvalues(const double* low, const double* high, int n, double* low_values,
+                          double* high_values, double* state);
+
+// Eigenvectors (n, count) of each lane's first `wanted` eigenvalues, zeros behind them; once for a
+// state. `work` holds lane_leading_workspace entries.
+int64_t lane_leading_workspace(int n, int count);
+unsigned lane_leading_eigenvectors(double* state, int n, int count, const double* low_wanted,
+                                   const double* high_wanted, double* low_vectors,
+                                   double* high_vectors, double* work);
 
 // math/cholesky.h: G^-1 into `out` and a bound on each lane's condition number.
 void lane_invert_definite(double* g, int n, double* out, double* work, double* condition);
 
 // math/small_matrix.h.
 void lane_multiply(const double* a, const double* b, int rows, int inner, int columns, double* out);
+
+// A^T B of (inner, rows) and (inner, columns).
+void lane_multiply_transposed(const double* a, const double* b, int rows, int inner, int columns,
+                              double* out);
 
 void lane_divide_nearly_diagonal(const double* b, const double* d, const double* inverse, int rows,
                                  int k, double* out, double* work);

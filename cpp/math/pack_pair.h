@@ -40,10 +40,16 @@ KF_INLINE PackPair& operator*=(PackPair& a, const PackPair& b) { return a = a * 
 KF_INLINE MaskPair operator|(const MaskPair& a, const MaskPair& b) {
   return {a.low | b.low, a.high | b.high};
 }
+KF_INLINE MaskPair operator&(const MaskPair& a, const MaskPair& b) {
+  return {a.low & b.low, a.high & b.high};
+}
 KF_INLINE MaskPair operator!(const MaskPair& a) { return {!a.low, !a.high}; }
 
 KF_INLINE PackPair square_root(const PackPair& x) {
   return {square_root(x.low), square_root(x.high)};
+}
+KF_INLINE PackPair reciprocal_root(const PackPair& x) {
+  return {reciprocal_root(x.low), reciprocal_root(x.high)};
 }
 KF_INLINE PackPair magnitude(const PackPair& x) { return {magnitude(x.low), magnitude(x.high)}; }
 KF_INLINE PackPair choose(const MaskPair& mask, const PackPair& a, const PackPair& b) {

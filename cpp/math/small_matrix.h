@@ -32,41 +32,58 @@ KF_INLINE void multiply_vector(const V* a, int ld, const V* x, int rows, int col
   }
 }
 
-// Entries i .. i+R-1, j .. j+C-1 of A B, summed in registers.
+// Entries i .. i+R-1, j .. j+C-1 of A B, summed in registers; A's entry (i, l) is at
+// a[i * row + l * step].
 template <int R, int C, typename V>
-KF_INLINE void multiply_tile(const V* a, const V* b, int inner, int columns, int i, int j, V* out) {
+KF_INLINE void multiply_tile(const V* a, int row, int step, const V* b, int inner, int columns,
+                             int i, int j, V* out) {
   V sums[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = V{};
   for (int l = 0; l < inner; ++l) {
-    V row[C];
-    for (int c = 0; c < C; ++c) row[c] = b[l * columns + j + c];
+    V right[C];
+    for (int c = 0; c < C; ++c) right[c] = b[l * columns + j + c];
     for (int r = 0; r < R; ++r) {
-      const V own = a[(i + r) * inner + l];
-      for (int c = 0; c < C; ++c) sums[r][c] += own * row[c];
+      const V own = a[(i + r) * row + l * step];
+      for (int c = 0; c < C; ++c) sums[r][c] += own * right[c];
     }
   }
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) out[(i + r) * columns + j + c] = sums[r][c];
 }
 
-// out = A B of (rows, inner) and (inner, columns). Each entry is summed in the order of `inner`.
+// Each entry is summed in the order of `inner`.
 template <typename V>
-KF_INLINE void multiply(const V* a, const V* b, int rows, int inner, int columns, V* out) {
+KF_INLINE void multiply_strided(const V* a, int row, int step, const V* b, int rows, int inner,
+                                int columns, V* out) {
   constexpr int kTile = 4;
   if (rows < kTile || columns < kTile) {
     for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < columns; ++j) multiply_tile<1, 1>(a, b, inner, columns, i, j, out);
+      for (int j = 0; j < columns; ++j)
+        multiply_tile<1, 1>(a, row, step, b, inner, columns, i, j, out);
     return;
   }
   // The last tiles overlap those before them: no tile is cut.
   for (int i = 0; i < rows; i += kTile) {
-    const int row = i + kTile <= rows ? i : rows - kTile;
+    const int top = i + kTile <= rows ? i : rows - kTile;
     for (int j = 0; j < columns; j += kTile) {
-      const int column = j + kTile <= columns ? j : columns - kTile;
-      multiply_tile<kTile, kTile>(a, b, inner, columns, row, column, out);
+      const int left = j + kTile <= columns ? j : columns - kTile;
+      multiply_tile<kTile, kTile>(a, row, step, b, inner, columns, top, left, out);
     }
   }
+}
+
+// out = A B of (rows, inner) and (inner, columns).
+template <typename V>
+KF_INLINE void multiply(const V* a, const V* b, int rows, int inner, int columns, V* out) {
+  multiply_strided(a, inner, 1, b, rows, inner, columns, out);
+}
+
+// out = A^T B of (inner, rows) and (inner, columns).
+template <typename V>
+KF_INLINE void multiply_transposed(const V* a, const V* b, int rows, int inner, int columns,
+                                   V* out) {
+  multiply_strided(a, 1, rows, b, rows, inner, columns, out);
 }
 
 // out = B D^-1 of (rows, k) and a nearly diagonal (k, k): `inverse` holds 1 / D_jj, and one step of

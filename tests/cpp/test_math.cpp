@@ -165,31 +165,60 @@ std::vector<double> hard_matrix(int n, int kind, uint64_t& state) {
 }
 
 template <typename V>
-void check_eigen(int n, int lanes) {
+void check_eigen(int n, int count, int lanes) {
   uint64_t state = 1;
   std::vector<std::vector<double>> matrices;
-  V a[32 * 32], values[32], vectors[32 * 32], work[64];
+  constexpr int kMost = 32;
+  static V a[kMost * kMost], diagonal[kMost], beside[kMost], values[kMost], squares[kMost];
+  static V vectors[kMost * kMost], work[2 * kMost * kMost * kMostSweeps];
   for (int l = 0; l < lanes; ++l) {
     matrices.push_back(hard_matrix(n, (l + n) % 8, state));
     for (int i = 0; i < n * n; ++i) set_lane(a[i], l, matrices[l][i]);
   }
-  const auto converged = symmetric_eigen(a, n, values, vectors, work);
+  tridiagonalise(a, n, diagonal, beside, work);
+  for (int i = 0; i < n; ++i) {
+    values[i] = diagonal[i];
+    squares[i] = beside[i] * beside[i];
+  }
+  const auto known = tridiagonal_eigenvalues(values, squares, n);
+  const auto found = leading_eigenvectors(a, diagonal, beside, values, n, count,
+                                          V{} + static_cast<double>(count), vectors, work);
   for (int l = 0; l < lanes; ++l) {
-    expect(lane_of(converged, l), "eigenvalues converge");
-    double residual = 0, skew = 0;
-    for (int i = 0; i < n; ++i)
+    expect(lane_of(known, l), "eigenvalues converge");
+    expect(lane_of(found, l), "eigenvectors converge");
+    double residual = 0, skew = 0, sum = 0;
+    for (int i = 0; i < n; ++i) {
+      sum += lane_of(values[i], l) - matrices[l][i * n + i];
+      expect(i == 0 || lane_of(values[i], l) <= lane_of(values[i - 1], l), "largest first");
+    }
+    for (int i = 0; i < count; ++i) {
       for (int j = 0; j < n; ++j) {
-        double image = 0, product = i == j ? -1.0 : 0.0;
-        for (int k = 0; k < n; ++k) {
-          image += matrices[l][j * n + k] * lane_of(vectors[i * n + k], l);
-          product += lane_of(vectors[i * n + k], l) * lane_of(vectors[j * n + k], l);
-        }
-        image -= lane_of(values[i], l) * lane_of(vectors[i * n + j], l);
+        double image = -lane_of(values[i], l) * lane_of(vectors[j * count + i], l);
+        for (int k = 0; k < n; ++k)
+          image += matrices[l][j * n + k] * lane_of(vectors[k * count + i], l);
         residual = std::max(residual, std::abs(image));
+      }
+      for (int j = 0; j < count; ++j) {
+        double product = i == j ? -1.0 : 0.0;
+        for (int k = 0; k < n; ++k)
+          product += lane_of(vectors[k * count + i], l) * lane_of(vectors[k * count + j], l);
         skew = std::max(skew, std::abs(product));
       }
+    }
+    expect(std::abs(sum) < 1e-14 * n, "eigenvalues add up to the trace");
     expect(residual < 1e-14 * n, "A w = lambda w");
     expect(skew < 1e-14 * n, "eigenvectors are orthonormal");
+  }
+}
+
+void check_reciprocal_roots() {
+  uint64_t state = 5;
+  for (int i = 0; i < 1000; ++i) {
+    Pack x{};
+    for (int l = 0; l < kLanes; ++l) x[l] = std::exp(300 * uniform(state));
+    const Pack root = reciprocal_root(x);
+    for (int l = 0; l < kLanes; ++l)
+      expect(std::abs(root[l] * std::sqrt(x[l]) - 1) < 1e-15, "1 / sqrt(x)");
   }
 }
 
@@ -273,11 +302,13 @@ int main() {
   check_half<Bfloat16>(8, 7, "bfloat16");
   check_spectral_factors();
   check_squaring();
-  for (const int n : {1, 2, 3, 4, 5, 11, 20, 31}) {
-    check_eigen<double>(n, 1);
-    check_eigen<Pack>(n, kLanes);
-    check_eigen<PackPair>(n, 2 * kLanes);
-  }
+  for (const int n : {1, 2, 3, 4, 5, 11, 20, 31})
+    for (const int count : {1, (n + 1) / 2, n}) {
+      check_eigen<double>(n, count, 1);
+      check_eigen<Pack>(n, count, kLanes);
+      check_eigen<PackPair>(n, count, 2 * kLanes);
+    }
+  check_reciprocal_roots();
   check_inverse();
   check_products_and_stability();
   check_block_table();
