@@ -45,7 +45,7 @@ unsigned fit_definite(const LaneForms& forms, const int64_t* results, const FitR
   const unsigned stable = keep ? ~0u : lane_certainly_stable(op.data(), n, work.data());
   for (int l = 0; l < forms.count; ++l) {
     if ((done >> l & 1u) == 0) continue;
-    const SmallForm& f = forms.forms[l];
+    const int64_t weights = forms.weights[l];
     const int64_t at = results[l];
     begin_block(options, out, at);
     out.rank[at] = n;
@@ -53,15 +53,15 @@ unsigned fit_definite(const LaneForms& forms, const int64_t* results, const FitR
     out.spectrum[at] = static_cast<int32_t>(Spectrum::pending_with_gram);
     double* own = out.operators + out.matrix_offsets[at];
     double* gram = out.eigenvectors + 2 * out.matrix_offsets[at];
-    for (int i = 0; i < area; ++i) own[i] = op.at(i, l);
-    for (int i = 0; i < n; ++i) {
-      std::copy_n(f.square + i * f.ld, n, gram + i * n);
-      out.start[out.vector_offsets[at] + i] = forms.latest.at(i, l);
+    for (int i = 0; i < area; ++i) {
+      own[i] = op.at(i, l);
+      gram[i] = forms.square.at(i, l) / forms.scale[l];
     }
-    std::copy_n(own, f.weights * n, out.lifts + out.lift_offsets[at]);
+    for (int i = 0; i < n; ++i) out.start[out.vector_offsets[at] + i] = forms.latest.at(i, l);
+    std::copy_n(own, weights * n, out.lifts + out.lift_offsets[at]);
     if ((stable >> l & 1u) != 0) continue;
     singular_values(out, at);
-    move_spectrum(out, at, f.weights, options.unstable);
+    move_spectrum(out, at, weights, options.unstable);
   }
   return done;
 }

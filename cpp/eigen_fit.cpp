@@ -89,8 +89,8 @@ class EigenFit {
     for (int64_t i = 0; i < columns_; ++i)
       own[i] = std::sqrt(std::max(0.0, values.at(i, l)) / forms_.scale[l]);
     std::copy_n(own, std::min<int64_t>(capacity, columns_), shown);
-    rank_[l] = chosen_rank(own, columns_, forms_.forms[l].weights * options_.delays, pairs_,
-                           options_, capacity);
+    rank_[l] =
+        chosen_rank(own, columns_, forms_.weights[l] * options_.delays, pairs_, options_, capacity);
     out_.rank[at] = rank_[l];
     out_.status[at] = static_cast<int32_t>(rank_[l] > 0 ? BlockStatus::ok : BlockStatus::still);
   }
@@ -150,9 +150,7 @@ class EigenFit {
   }
 
  private:
-  int64_t lift_rows(int l) const {
-    return forms_.forms[l].form == BlockForm::dual ? m_ : forms_.forms[l].weights;
-  }
+  int64_t lift_rows(int l) const { return dual() ? m_ : forms_.weights[l]; }
 
   bool dual() const { return forms_.dual(); }
 
@@ -207,7 +205,7 @@ class EigenFit {
     }
     double* to = out_.lifts + out_.lift_offsets[at];
     if (!dual()) {
-      for (int64_t i = 0; i < forms_.forms[l].weights; ++i)
+      for (int64_t i = 0; i < forms_.weights[l]; ++i)
         for (int64_t j = 0; j < rank; ++j) to[i * rank + j] = lift.at(i * k + j, l);
       return;
     }
@@ -237,8 +235,7 @@ class EigenFit {
 void fit_alone(const FormsToFit& group, unsigned lanes, const FitRequest& request) {
   const LaneForms& forms = *group.forms;
   for (int l = 0; l < forms.count; ++l)
-    if (lanes >> l & 1u)
-      fit_by_eigenvectors(LaneForms(forms.forms + l, 1, 1), group.results + l, request);
+    if (lanes >> l & 1u) fit_by_eigenvectors(LaneForms(forms, l), group.results + l, request);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lane_moments.h"
+
 namespace koopfast {
 namespace {
 
@@ -24,9 +26,9 @@ void scale_alone(double factor, int entries, double* a) {
 
 }  // namespace
 
-double power_of_two_scale(const double* g, int64_t order, int64_t ld) {
+double power_of_two_scale(const double* g, int64_t order, int64_t step) {
   double largest = 0;
-  for (int64_t i = 0; i < order; ++i) largest = std::max(largest, g[i * ld + i]);
+  for (int64_t i = 0; i < order; ++i) largest = std::max(largest, g[i * (order + 1) * step]);
   if (!(largest > 0)) return 1;
   int exponent;
   std::frexp(largest, &exponent);
@@ -34,18 +36,18 @@ double power_of_two_scale(const double* g, int64_t order, int64_t ld) {
   return std::ldexp(1.0, std::clamp(-exponent, -1000, 1000));
 }
 
-LaneForms::LaneForms(const SmallForm* own, int64_t n_forms, int n_lanes)
-    : forms(own),
+LaneForms::LaneForms(const SmallForm* forms, int64_t n_forms, int n_lanes)
+    : form(forms[0].form),
       count(static_cast<int>(n_forms)),
       lanes(n_lanes),
-      order(static_cast<int>(own[0].order)),
+      order(static_cast<int>(forms[0].order)),
       square(order * order, lanes),
       crossed(order * order, lanes),
       latest(order, lanes) {
   const double *squares[kLaneCount], *crosses[kLaneCount], *ends[kLaneCount];
-  double factors[kLaneCount], end_factors[kLaneCount];
   for (int l = 0; l < lanes; ++l) {  // lanes to spare repeat the first form
     const SmallForm& f = forms[l < count ? l : 0];
+    weights[l] = f.weights;
     squares[l] = f.square;
     crosses[l] = f.crossed;
     ends[l] = f.latest;
@@ -59,8 +61,46 @@ LaneForms::LaneForms(const SmallForm* own, int64_t n_forms, int n_lanes)
     finite = copy_alone(squares[0], order, order, ld, square.data()) &
              copy_alone(crosses[0], order, order, ld, crossed.data()) &
              copy_alone(ends[0], order, 1, stride, latest.data());
+  rescale();
+}
+
+LaneForms::LaneForms(const LaneMoments& moments, int64_t n_forms, int64_t n_weights, int64_t delays)
+    : form(BlockForm::primal),
+      count(static_cast<int>(n_forms)),
+      lanes(kLaneCount),
+      order(static_cast<int>(n_weights * delays)),
+      square(order * order),
+      crossed(order * order),
+      latest(order) {
+  std::fill_n(weights, kLaneCount, n_weights);
+  moments.store(square, crossed, latest);
+  finite = lane_finite(square.data(), order * order) & lane_finite(crossed.data(), order * order) &
+           lane_finite(latest.data(), order);
+  rescale();
+}
+
+LaneForms::LaneForms(const LaneForms& forms, int lane)
+    : form(forms.form),
+      count(1),
+      lanes(1),
+      order(forms.order),
+      finite(forms.finite >> lane & 1u),
+      square(order * order, 1),
+      crossed(order * order, 1),
+      latest(order, 1) {
+  weights[0] = forms.weights[lane];
+  scale[0] = forms.scale[lane];
+  for (int i = 0; i < order * order; ++i) {
+    square.at(i, 0) = forms.square.at(i, lane);
+    crossed.at(i, 0) = forms.crossed.at(i, lane);
+  }
+  for (int i = 0; i < order; ++i) latest.at(i, 0) = forms.latest.at(i, lane);
+}
+
+void LaneForms::rescale() {
+  double factors[kLaneCount], end_factors[kLaneCount];
   for (int l = 0; l < lanes; ++l) {
-    scale[l] = is_finite(l) ? power_of_two_scale(squares[l], order, ld) : 1;
+    scale[l] = is_finite(l) ? power_of_two_scale(square.data() + l, order, lanes) : 1;
     factors[l] = is_finite(l) ? scale[l] : 0;
     // F^T h is of the second order, too; h itself is not.
     end_factors[l] = dual() || !is_finite(l) ? factors[l] : 1;

@@ -30,22 +30,32 @@ struct FitRequest {
 };
 
 // A power of two that brings the largest entry of a positive semidefinite G (order, order), which
-// is on its diagonal, to between 1/2 and 1.
-double power_of_two_scale(const double* g, int64_t order, int64_t ld);
+// is on its diagonal, to between 1/2 and 1; entries are `step` doubles apart.
+double power_of_two_scale(const double* g, int64_t order, int64_t step = 1);
+
+class LaneMoments;
 
 // Up to eight forms of one order and kind side by side, scaled; or one alone, with one lane.
 struct LaneForms {
   LaneForms(const SmallForm* forms, int64_t count, int lanes);
+  // Primal ones of `weights` weights and `delays` delays.
+  LaneForms(const LaneMoments& moments, int64_t count, int64_t weights, int64_t delays);
+  // One of them alone.
+  LaneForms(const LaneForms& forms, int lane);
 
-  bool dual() const { return forms[0].form == BlockForm::dual; }
+  bool dual() const { return form == BlockForm::dual; }
   unsigned all() const { return (1u << count) - 1; }  // lanes in use
   bool is_finite(int lane) const { return finite >> lane & 1u; }
 
-  const SmallForm* forms;
+  BlockForm form;
   int count, lanes, order;
-  unsigned finite;           // the lanes; in the others there are zeros
-  double scale[kLaneCount];  // of `square` and `crossed`; of `latest` in the dual form
+  int64_t weights[kLaneCount];  // n_b
+  unsigned finite;              // the lanes; in the others there are zeros
+  double scale[kLaneCount];     // of `square` and `crossed`; of `latest` in the dual form
   LaneArray square, crossed, latest;
+
+ private:
+  void rescale();
 };
 
 }  // namespace koopfast

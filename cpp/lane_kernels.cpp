@@ -53,6 +53,12 @@ KF_MULTIARCH unsigned lane_gather(const double* const* matrices, int rows, int c
   return bits(probe == 0.0);
 }
 
+KF_MULTIARCH unsigned lane_finite(const double* a, int64_t entries) {
+  Pack probe{};
+  for (int64_t i = 0; i < entries; ++i) probe += 0.0 * packs(a)[i];
+  return bits(probe == 0.0);
+}
+
 KF_MULTIARCH void lane_scale(const double* factors, int64_t entries, double* a) {
   Pack own;
   __builtin_memcpy(&own, factors, sizeof own);

@@ -40,6 +40,9 @@ class LaneArray {
 // Returns the lanes in which all is finite.
 unsigned lane_gather(const double* const* matrices, int rows, int columns, int64_t ld, double* out);
 
+// The lanes in which all of these entries are finite.
+unsigned lane_finite(const double* a, int64_t entries);
+
 // Entries times the lane's factor; zeros, whatever stands there, where that is zero.
 void lane_scale(const double* factors, int64_t entries, double* a);
 

@@ -17,12 +17,18 @@ void fit_small_forms(const SmallForm* forms, const int64_t* results, int64_t cou
     return;
   }
   const LaneForms low(forms, std::min<int64_t>(count, kLaneCount), kLaneCount);
-  const unsigned low_done = fit_definite(low, results, request);
-  if (count <= kLaneCount)
-    return fit_by_eigenvectors({&low, results, low_done}, {&low, results, low.all()}, request);
+  if (count <= kLaneCount) return fit_small_forms(low, nullptr, results, request);
   const LaneForms high(forms + kLaneCount, count - kLaneCount, kLaneCount);
-  const unsigned high_done = fit_definite(high, results + kLaneCount, request);
-  fit_by_eigenvectors({&low, results, low_done}, {&high, results + kLaneCount, high_done}, request);
+  fit_small_forms(low, &high, results, request);
+}
+
+void fit_small_forms(const LaneForms& low, const LaneForms* high, const int64_t* results,
+                     const FitRequest& request) {
+  const unsigned done = fit_definite(low, results, request);
+  if (high == nullptr)
+    return fit_by_eigenvectors({&low, results, done}, {&low, results, low.all()}, request);
+  const unsigned high_done = fit_definite(*high, results + kLaneCount, request);
+  fit_by_eigenvectors({&low, results, done}, {high, results + kLaneCount, high_done}, request);
 }
 
 }  // namespace koopfast

@@ -15,4 +15,8 @@ constexpr int64_t kMostForms = 2 * kLaneCount;
 void fit_small_forms(const SmallForm* forms, const int64_t* results, int64_t count, int64_t pairs,
                      int64_t m, const FitOptions& options, const OperatorArrays& out);
 
+// The same of forms that stand side by side already, of one or two groups of eight.
+void fit_small_forms(const LaneForms& low, const LaneForms* high, const int64_t* results,
+                     const FitRequest& request);
+
 }  // namespace koopfast

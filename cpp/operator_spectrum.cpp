@@ -61,7 +61,7 @@ void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable 
 void singular_values(const OperatorArrays& out, int64_t i) {
   const int64_t k = out.rank[i];
   const double* own = out.eigenvectors + 2 * out.matrix_offsets[i];
-  const double scale = power_of_two_scale(own, k, k);
+  const double scale = power_of_two_scale(own, k);
   Vector values;
   Matrix vectors;
   symmetric_eigen(scale * Eigen::Map<const Matrix>(own, k, k), values, vectors);

@@ -56,6 +56,25 @@ KF_INLINE Pack reciprocal_root(const Pack& x) {
 
 KF_INLINE Pack magnitude(const Pack& x) { return x < 0.0 ? -x : x; }
 
+// Eight packs as the rows of a square: its columns.
+KF_INLINE void transpose(Pack* rows) {
+  Pack pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = __builtin_shufflevector(rows[i], rows[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    pairs[i + 1] = __builtin_shufflevector(rows[i], rows[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (int i = 0; i < kLanes; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const Pack &a = pairs[i + j], &b = pairs[i + j + 2];
+      fours[i + j] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+      fours[i + j + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = __builtin_shufflevector(fours[j], fours[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[j + 4] = __builtin_shufflevector(fours[j], fours[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
 KF_INLINE Pack choose(const PackMask& mask, const Pack& a, const Pack& b) { return mask ? a : b; }
 
 KF_INLINE bool any(const PackMask& mask) {
