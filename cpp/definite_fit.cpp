@@ -43,25 +43,34 @@ unsigned fit_definite(const LaneForms& forms, const int64_t* results, const FitR
   lane_multiply(forms.crossed.data(), inverse.data(), n, n, n, op.data());
   const bool keep = options.unstable == Unstable::keep;
   const unsigned stable = keep ? ~0u : lane_certainly_stable(op.data(), n, work.data());
+  // G as it was: its scale is a power of two.
+  double inverse_scale[kLaneCount];
+  for (int l = 0; l < kLaneCount; ++l) inverse_scale[l] = 1 / forms.scale[l];
+  std::copy_n(forms.square.data(), area * kLaneCount, inverse.data());
+  lane_scale(inverse_scale, area, inverse.data());
+  double *ops[kLaneCount] = {}, *grams[kLaneCount] = {}, *lifts[kLaneCount] = {};
+  double* starts[kLaneCount] = {};
   for (int l = 0; l < forms.count; ++l) {
     if ((done >> l & 1u) == 0) continue;
-    const int64_t weights = forms.weights[l];
     const int64_t at = results[l];
     begin_block(options, out, at);
     out.rank[at] = n;
     out.status[at] = static_cast<int32_t>(BlockStatus::ok);
     out.spectrum[at] = static_cast<int32_t>(Spectrum::pending_with_gram);
-    double* own = out.operators + out.matrix_offsets[at];
-    double* gram = out.eigenvectors + 2 * out.matrix_offsets[at];
-    for (int i = 0; i < area; ++i) {
-      own[i] = op.at(i, l);
-      gram[i] = forms.square.at(i, l) / forms.scale[l];
+    ops[l] = out.operators + out.matrix_offsets[at];
+    grams[l] = out.eigenvectors + 2 * out.matrix_offsets[at];
+    lifts[l] = out.lifts + out.lift_offsets[at];
+    starts[l] = out.start + out.vector_offsets[at];
+  }
+  lane_scatter(op.data(), area, ops);
+  lane_scatter(op.data(), forms.weights[0] * n, lifts);  // of one size, as primal forms are
+  lane_scatter(inverse.data(), area, grams);
+  lane_scatter(forms.latest.data(), n, starts);
+  for (int l = 0; l < forms.count; ++l) {
+    if ((done & ~stable) >> l & 1u) {
+      singular_values(out, results[l]);
+      move_spectrum(out, results[l], forms.weights[l], options.unstable);
     }
-    for (int i = 0; i < n; ++i) out.start[out.vector_offsets[at] + i] = forms.latest.at(i, l);
-    std::copy_n(own, weights * n, out.lifts + out.lift_offsets[at]);
-    if ((stable >> l & 1u) != 0) continue;
-    singular_values(out, at);
-    move_spectrum(out, at, weights, options.unstable);
   }
   return done;
 }

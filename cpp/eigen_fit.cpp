@@ -134,8 +134,7 @@ class EigenFit {
       multiply_transposed(w, lift, k, n_, k, projected);
       multiply_transposed(w, forms_.latest, k, n_, 1, start);
     }
-    for (int l = 0; l < count_; ++l)
-      if (rank_[l] > 0) store(l, k, projected, start, lift);
+    store(k, projected, start, lift);
     if (lanes_ == 1) return bound_spectrum(out_, results_[0], lift_rows(0), options_.unstable);
     const bool keep = options_.unstable == Unstable::keep;
     LaneArray powers(keep ? 0 : 2 * k * k);
@@ -195,29 +194,44 @@ class EigenFit {
     }
   }
 
-  // Operator, start and lift of lane l.
-  void store(int l, int k, LaneArray& projected, LaneArray& start, LaneArray& lift) {
-    const int64_t rank = rank_[l], at = results_[l];
-    double* op = out_.operators + out_.matrix_offsets[at];
-    for (int64_t i = 0; i < rank; ++i) {
-      for (int64_t j = 0; j < rank; ++j) op[i * rank + j] = projected.at(i * k + j, l);
-      out_.start[out_.vector_offsets[at] + i] = start.at(i, l);
+  // Operators, starts and lifts, to where they belong.
+  void store(int k, const LaneArray& projected, const LaneArray& start, const LaneArray& lift) {
+    double *ops[kLaneCount] = {}, *starts[kLaneCount] = {}, *lifts[kLaneCount] = {};
+    for (int l = 0; l < count_; ++l) {
+      const int64_t at = results_[l];
+      ops[l] = out_.operators + out_.matrix_offsets[at];
+      starts[l] = out_.start + out_.vector_offsets[at];
+      lifts[l] = out_.lifts + out_.lift_offsets[at];
     }
-    double* to = out_.lifts + out_.lift_offsets[at];
-    if (!dual()) {
-      for (int64_t i = 0; i < forms_.weights[l]; ++i)
-        for (int64_t j = 0; j < rank; ++j) to[i * rank + j] = lift.at(i * k + j, l);
-      return;
-    }
+    scatter(projected, k, k, true, ops);
+    scatter(start, 1, k, false, starts);
+    if (!dual()) return scatter(lift, forms_.weights[0], k, false, lifts);
     // Column i of F' holds the observable i + q on top, that of F the one before.
     const int64_t newest = options_.delays - (options_.estimator == Estimator::symmetric ? 1 : 0);
-    std::fill_n(to, m_ * rank, 0.0);
-    for (int64_t i = 0; i < n_; ++i)
-      for (int64_t j = 0; j < rank; ++j) {
-        const double own = lift.at(i * k + j, l);
-        if (options_.increments) to[(i + newest + 1) * rank + j] += own;
-        to[(i + newest) * rank + j] += options_.increments ? -own : own;
+    LaneArray spread(m_ * k, lanes_);
+    spread.clear();
+    const int64_t row = static_cast<int64_t>(k) * lanes_;
+    double* to = spread.data() + newest * row;
+    for (int64_t i = 0; i < n_ * row; ++i) {
+      if (options_.increments) to[i + row] += lift.data()[i];
+      to[i] += options_.increments ? -lift.data()[i] : lift.data()[i];
+    }
+    scatter(spread, m_, k, false, lifts);
+  }
+
+  // A lane's (rows, rank) of (rows, k), or (rank, rank) of (k, k), to outs[l].
+  void scatter(const LaneArray& a, int64_t rows, int k, bool square, double* const* outs) {
+    double* whole[kLaneCount] = {};
+    for (int l = 0; l < count_; ++l) {
+      if (lanes_ > 1 && rank_[l] == k) {
+        whole[l] = outs[l];
+        continue;
       }
+      const int64_t rank = rank_[l], own = square ? rank : rows;
+      for (int64_t i = 0; i < own; ++i)
+        for (int64_t j = 0; j < rank; ++j) outs[l][i * rank + j] = a.at(i * k + j, l);
+    }
+    if (lanes_ > 1) lane_scatter(a.data(), rows * k, whole);
   }
 
   const LaneForms& forms_;

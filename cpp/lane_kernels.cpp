@@ -40,17 +40,40 @@ LaneArray::~LaneArray() { ::operator delete(data_, kAlignment); }
 KF_MULTIARCH unsigned lane_gather(const double* const* matrices, int rows, int columns, int64_t ld,
                                   double* out) {
   Pack probe{};  // NaN as soon as something is not finite
-  for (int i = 0; i < rows; ++i) {
-    const double* row[kLanes];
-    for (int l = 0; l < kLanes; ++l) row[l] = matrices[l] + i * ld;
-    for (int j = 0; j < columns; ++j) {
-      const Pack own = {row[0][j], row[1][j], row[2][j], row[3][j],
-                        row[4][j], row[5][j], row[6][j], row[7][j]};
-      probe += 0.0 * own;
-      *packs(out + (static_cast<int64_t>(i) * columns + j) * kLanes) = own;
+  for (int i = 0; i < rows; ++i, out += static_cast<int64_t>(columns) * kLanes) {
+    const int64_t row = i * ld;
+    // The last square of eight columns overlaps the one before.
+    for (int j = 0; columns >= kLanes; j = std::min(j + kLanes, columns - kLanes)) {
+      Pack square[kLanes];
+      for (int l = 0; l < kLanes; ++l)
+        __builtin_memcpy(&square[l], matrices[l] + row + j, sizeof(Pack));
+      transpose(square);
+      for (int c = 0; c < kLanes; ++c) {
+        probe += 0.0 * square[c];
+        packs(out)[j + c] = square[c];
+      }
+      if (j + kLanes == columns) break;
+    }
+    for (int j = 0; columns < kLanes && j < columns; ++j) {
+      for (int l = 0; l < kLanes; ++l) out[j * kLanes + l] = matrices[l][row + j];
+      probe += 0.0 * packs(out)[j];
     }
   }
   return bits(probe == 0.0);
+}
+
+KF_MULTIARCH void lane_scatter(const double* a, int64_t entries, double* const* outs) {
+  int64_t i = 0;
+  for (; i + kLanes <= entries; i += kLanes) {
+    Pack square[kLanes];
+    for (int e = 0; e < kLanes; ++e) square[e] = packs(a)[i + e];
+    transpose(square);
+    for (int l = 0; l < kLanes; ++l)
+      if (outs[l] != nullptr) __builtin_memcpy(outs[l] + i, &square[l], sizeof(Pack));
+  }
+  for (; i < entries; ++i)
+    for (int l = 0; l < kLanes; ++l)
+      if (outs[l] != nullptr) outs[l][i] = a[i * kLanes + l];
 }
 
 KF_MULTIARCH unsigned lane_finite(const double* a, int64_t entries) {

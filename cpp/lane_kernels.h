@@ -40,6 +40,9 @@ class LaneArray {
 // Returns the lanes in which all is finite.
 unsigned lane_gather(const double* const* matrices, int rows, int columns, int64_t ld, double* out);
 
+// The way back: each lane's entries, one after another, to outs[l]; none where that is null.
+void lane_scatter(const double* a, int64_t entries, double* const* outs);
+
 // The lanes in which all of these entries are finite.
 unsigned lane_finite(const double* a, int64_t entries);
 
