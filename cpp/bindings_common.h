@@ -54,13 +54,13 @@ inline FitOptions options_from(const py::tuple& o) {
 inline OperatorArrays arrays_from(const py::tuple& a) {
   const auto p = [&](size_t i) { return a[i].cast<Address>(); };
   return {at<const int64_t>(p(0)), at<const int64_t>(p(1)), at<const int64_t>(p(2)),
-          at<const int64_t>(p(3)), at<int32_t>(p(4)),       at<int64_t>(p(5)),
+          at<int64_t>(p(3)),       at<int32_t>(p(4)),       at<int64_t>(p(5)),
           at<int32_t>(p(6)),       at<double>(p(7)),        at<double>(p(8)),
           at<int32_t>(p(9)),       at<int64_t>(p(10)),      at<int64_t>(p(11)),
           at<int32_t>(p(12)),      at<double>(p(13)),       at<const int64_t>(p(14)),
           at<double>(p(15)),       at<double>(p(16)),       at<double>(p(17)),
           at<double>(p(18)),       at<double>(p(19)),       at<double>(p(20)),
-          at<double>(p(21)),       at<double>(p(22))};
+          at<double>(p(21)),       at<double>(p(22)),       at<double>(p(23))};
 }
 
 // (head, recent, folded, increments, delays, lag offsets, sum offsets, lags, sums)

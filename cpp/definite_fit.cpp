@@ -18,8 +18,9 @@ bool wants_all(const LaneForms& forms, const int64_t* results, const FitRequest&
   const auto& [pairs, m, options, out] = request;
   bool room = true;
   for (int l = 0; l < forms.count; ++l) room = room && out.capacity[results[l]] >= forms.order;
-  return room && !forms.dual() && pairs >= forms.order && options.ridge == 0 &&
-         options.estimator == Estimator::least_squares && options.rank_rule == RankRule::none;
+  return room && out.grams != nullptr && !forms.dual() && pairs >= forms.order &&
+         options.ridge == 0 && options.estimator == Estimator::least_squares &&
+         options.rank_rule == RankRule::none;
 }
 
 }  // namespace
@@ -43,11 +44,14 @@ unsigned fit_definite(const LaneForms& forms, const int64_t* results, const FitR
   lane_multiply(forms.crossed.data(), inverse.data(), n, n, n, op.data());
   const bool keep = options.unstable == Unstable::keep;
   const unsigned stable = keep ? ~0u : lane_certainly_stable(op.data(), n, work.data());
-  // G as it was: its scale is a power of two.
+  // G's lower triangle as it was: the scale is a power of two.
   double inverse_scale[kLaneCount];
   for (int l = 0; l < kLaneCount; ++l) inverse_scale[l] = 1 / forms.scale[l];
-  std::copy_n(forms.square.data(), area * kLaneCount, inverse.data());
-  lane_scale(inverse_scale, area, inverse.data());
+  double* row = inverse.data();
+  for (int i = 0; i < n; row += (i + 1) * kLaneCount, ++i)
+    std::copy_n(forms.square.data() + i * n * kLaneCount, (i + 1) * kLaneCount, row);
+  lane_scale(inverse_scale, n * (n + 1) / 2, inverse.data());
+  const bool shared = out.lifts == out.operators && forms.weights[0] == n;
   double *ops[kLaneCount] = {}, *grams[kLaneCount] = {}, *lifts[kLaneCount] = {};
   double* starts[kLaneCount] = {};
   for (int l = 0; l < forms.count; ++l) {
@@ -58,13 +62,16 @@ unsigned fit_definite(const LaneForms& forms, const int64_t* results, const FitR
     out.status[at] = static_cast<int32_t>(BlockStatus::ok);
     out.spectrum[at] = static_cast<int32_t>(Spectrum::pending_with_gram);
     ops[l] = out.operators + out.matrix_offsets[at];
-    grams[l] = out.eigenvectors + 2 * out.matrix_offsets[at];
-    lifts[l] = out.lifts + out.lift_offsets[at];
+    grams[l] = out.grams + gram_offset(out, at);
+    if (shared && (stable >> l & 1u) != 0)
+      out.lift_offsets[at] = out.matrix_offsets[at];
+    else
+      lifts[l] = out.lifts + out.lift_offsets[at];
     starts[l] = out.start + out.vector_offsets[at];
   }
   lane_scatter(op.data(), area, ops);
   lane_scatter(op.data(), forms.weights[0] * n, lifts);  // of one size, as primal forms are
-  lane_scatter(inverse.data(), area, grams);
+  lane_scatter(inverse.data(), n * (n + 1) / 2, grams);
   lane_scatter(forms.latest.data(), n, starts);
   for (int l = 0; l < forms.count; ++l) {
     if ((done & ~stable) >> l & 1u) {

@@ -71,7 +71,7 @@ struct FitOptions {
 // What is known of a block's eigenbasis. Predictions at whole horizons need none: it is computed
 // where one is asked for (operator_spectrum), unless eigenvalues had to be moved.
 enum class Spectrum : int32_t {
-  // As `pending`, and so are the singular values: the room for eigenvectors holds G = F F^T (k, k).
+  // As `pending`, and so are the singular values: G = F F^T is kept.
   pending_with_gram = -2,
   pending = -1,
   unusable = 0,  // eigenvalues alone: too badly conditioned a basis to compute with
@@ -87,16 +87,17 @@ struct OperatorArrays {
   const int64_t* capacity;        // (count,)
   const int64_t* vector_offsets;  // (count,) into start, singular_values, eigenvalues, amplitudes
   const int64_t* matrix_offsets;  // (count,) into operators, eigenvectors
-  const int64_t* lift_offsets;    // (count,) into lifts
-  int32_t* status;                // (count,) BlockStatus
-  int64_t* rank;                  // (count,)
-  int32_t* spectrum;              // (count,) Spectrum
-  double* hindcast_error;         // (count,) NaN where none was made
-  double* trusted_horizon;        // (count,) the same, in recorded intervals
-  int32_t* increments;            // (count,) what was fitted, chosen or given: the observables,
-  int64_t* delays;                // (count,)
-  int64_t* block_average;         // (count,)
-  int32_t* estimator;             // (count,) Estimator
+  int64_t* lift_offsets;   // (count,) into lifts: where there is room for one. Where `lifts` begins
+                           // with the operators, a lift that is the operator is left to be that.
+  int32_t* status;         // (count,) BlockStatus
+  int64_t* rank;           // (count,)
+  int32_t* spectrum;       // (count,) Spectrum
+  double* hindcast_error;  // (count,) NaN where none was made
+  double* trusted_horizon;  // (count,) the same, in recorded intervals
+  int32_t* increments;      // (count,) what was fitted, chosen or given: the observables,
+  int64_t* delays;          // (count,)
+  int64_t* block_average;   // (count,)
+  int32_t* estimator;       // (count,) Estimator
   double* mixture;  // (count, kMostMembers, 4) of a weighted mean of operators, heaviest first: the
                     // delays, block_average, snapshots and weight of each; weight 0 ends
                     // the list. Null where nothing is chosen.
@@ -105,11 +106,16 @@ struct OperatorArrays {
   double* operators;
   double* start;
   double* lifts;
+  double* grams;         // lower triangle of G, by rows, k (k+1) / 2: see gram_offset
   double* origins;       // (rows,) the mean of the last group less w_m, in the lift's form
   double* eigenvalues;   // complex, as pairs
   double* eigenvectors;  // complex, as pairs
   double* amplitudes;    // complex, as pairs: eigenvectors^-1 z
 };
+
+inline int64_t gram_offset(const OperatorArrays& out, int64_t i) {
+  return (out.matrix_offsets[i] + out.vector_offsets[i]) / 2;
+}
 
 // Rows that a fit reads: both kinds where the observables are to be chosen.
 inline SnapshotRows rows_of(const FitOptions& options) {

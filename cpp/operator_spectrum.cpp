@@ -60,11 +60,14 @@ void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable 
 
 void singular_values(const OperatorArrays& out, int64_t i) {
   const int64_t k = out.rank[i];
-  const double* own = out.eigenvectors + 2 * out.matrix_offsets[i];
-  const double scale = power_of_two_scale(own, k);
+  const double* own = out.grams + gram_offset(out, i);
+  Matrix gram(k, k), vectors;
+  for (int64_t row = 0; row < k; ++row)
+    for (int64_t column = 0; column <= row; ++column)
+      gram(row, column) = gram(column, row) = *own++;
+  const double scale = power_of_two_scale(gram.data(), k);
   Vector values;
-  Matrix vectors;
-  symmetric_eigen(scale * Eigen::Map<const Matrix>(own, k, k), values, vectors);
+  symmetric_eigen(scale * gram, values, vectors);
   Eigen::Map<Vector>(out.singular_values + out.vector_offsets[i], k) =
       (values.cwiseMax(0.0) / scale).cwiseSqrt();
 }

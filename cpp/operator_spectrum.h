@@ -23,7 +23,7 @@ void move_spectrum(const OperatorArrays& out, int64_t i, int64_t rows, Unstable 
 void move_spectra(const OperatorArrays& out, const int64_t* rows, int64_t count, Unstable unstable,
                   int threads);
 
-// Singular values of block i, whose G is where its eigenvectors will be (pending_with_gram).
+// Singular values of block i, whose G was kept (pending_with_gram).
 void singular_values(const OperatorArrays& out, int64_t i);
 
 // Computes the eigenbases, and singular values, that are pending.

@@ -69,13 +69,14 @@ class Results {
     }
     integers_.resize(5 * count_);
     counts_.resize(3 * count_);
-    reals_.resize(2 * count_ + 2 * vectors + 3 * matrices + lifts);
+    const int64_t grams = (matrices + vectors) / 2;
+    reals_.resize(2 * count_ + 2 * vectors + 3 * matrices + lifts + grams);
     double* next = reals_.data();
     const auto room = [&](int64_t size) { return std::exchange(next, next + size); };
     out.capacity = capacity_.data();
     out.vector_offsets = offsets_.data();
     out.matrix_offsets = out.vector_offsets + count_;
-    out.lift_offsets = out.matrix_offsets + count_;
+    out.lift_offsets = offsets_.data() + 2 * count_;
     out.status = integers_.data();
     out.spectrum = out.status + count_;
     out.increments = out.spectrum + count_;
@@ -90,6 +91,7 @@ class Results {
     out.operators = room(matrices);
     out.eigenvectors = room(2 * matrices);
     out.lifts = room(lifts);
+    out.grams = room(grams);
   }
 
   // The fit of block i.

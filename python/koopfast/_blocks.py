@@ -76,14 +76,16 @@ class FittedBlocks:
     singular_offsets: Tensor  # int64 (n_blocks + 1,)
     operators: Tensor  # float64
     start: Tensor  # float64
-    lifts: Tensor  # float64
+    lifts: Tensor  # float64; where lifts may be operators, it begins with these
+    grams: Tensor  # float64: lower triangles, block b's at gram_offsets
     origins: Tensor  # float64, one a row of the lift
     eigenvalues: Tensor  # complex128
     eigenvectors: Tensor  # complex128
     amplitudes: Tensor  # complex128
 
-    _INDEXED = ("capacity", "vector_offsets", "matrix_offsets", "lift_offsets")
+    _INDEXED = ("capacity", "vector_offsets", "matrix_offsets")
     _RESULTS = (
+        "lift_offsets",
         "status",
         "rank",
         "spectrum",
@@ -100,11 +102,18 @@ class FittedBlocks:
         "operators",
         "start",
         "lifts",
+        "grams",
         "origins",
         "eigenvalues",
         "eigenvectors",
         "amplitudes",
     )
+
+    @property
+    def gram_offsets(self) -> Tensor:
+        """int64 (n_blocks,): those of k (k+1) / 2 numbers a block, as `gram_offset` of
+        operator_fit.h."""
+        return (self.matrix_offsets + self.vector_offsets) // 2
 
     def selected(self, blocks: Tensor) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them."""
@@ -161,6 +170,7 @@ class FittedBlocks:
         if 2 * int((rank**2).sum()) > int((self.capacity**2).sum()):
             return self
         lift_counts = self.rows * rank
+        kept = rank * (rank + 1) // 2 if len(self.grams) > 0 else torch.zeros_like(rank)
         vectors = ragged(self.vector_offsets, rank)
         matrices = ragged(self.matrix_offsets, rank**2)
         return dataclasses.replace(
@@ -172,6 +182,7 @@ class FittedBlocks:
             operators=self.operators[matrices],
             start=self.start[vectors],
             lifts=self.lifts[ragged(self.lift_offsets, lift_counts)],
+            grams=self.grams[ragged(self.gram_offsets, kept)],
             eigenvalues=self.eigenvalues[vectors],
             eigenvectors=self.eigenvectors[matrices],
             amplitudes=self.amplitudes[vectors],
@@ -196,10 +207,12 @@ def unfitted(
     *,
     averaged: bool = False,
     mixed: bool = False,
+    shared: bool = False,
     device: torch.device | str = "cpu",
 ) -> FittedBlocks:
     """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
-    where snapshots may be averaged, and for what was mixed where operators may be."""
+    where snapshots may be averaged, and for what was mixed where operators may be. ``shared``: a
+    lift that is its operator need not be written again, and grams are kept."""
     count = len(capacity)
     vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
     lifts = int((rows * capacity).sum())
@@ -208,13 +221,14 @@ def unfitted(
     def room(size: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype, device=device)
 
+    written = room((matrices if shared else 0) + lifts, real)
     return FittedBlocks(
         dual=dual.to(device),
         rows=rows.to(device),
         capacity=capacity.to(device),
         vector_offsets=starts(capacity).to(device),
         matrix_offsets=starts(capacity**2).to(device),
-        lift_offsets=starts(rows * capacity).to(device),
+        lift_offsets=(starts(rows * capacity) + (matrices if shared else 0)).to(device),
         status=room(count, torch.int32),
         rank=torch.zeros(count, dtype=torch.int64, device=device),
         spectrum=room(count, torch.int32),
@@ -228,9 +242,10 @@ def unfitted(
         origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
         singular_values=room(vectors, real),
         singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
-        operators=room(matrices, real),
+        operators=written[:matrices] if shared else room(matrices, real),
         start=room(vectors, real),
-        lifts=room(lifts, real),
+        lifts=written,
+        grams=room((matrices + vectors) // 2 if shared else 0, real),
         origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real, device=device),
         eigenvalues=room(vectors, pairs),
         eigenvectors=room(matrices, pairs),

@@ -198,6 +198,7 @@ def _packed(fits: list[BlockFit], dual: Tensor, m: int, options: FitOptions) -> 
         operators=torch.cat([fit.operator.flatten() for fit in fits]),
         start=torch.cat([fit.start for fit in fits]),
         lifts=torch.cat([fit.lift.flatten() for fit in fits]),
+        grams=torch.empty(0, dtype=torch.float64, device="cpu"),
         origins=torch.empty(0, dtype=torch.complex128, device="cpu"),
         eigenvalues=torch.cat([values for values, _, _ in bases]),
         eigenvectors=torch.cat([vectors.flatten() for _, vectors, _ in bases]),

@@ -211,6 +211,10 @@ def room_for(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> Fitted
         rank_capacity(options, m, sizes),
         averaged=options.block_average != 1,
         mixed=bool(options.chosen),
+        # As `wants_all` of definite_fit.cpp.
+        shared=not bool(dual.all())
+        and fits_from_moments(options)
+        and not isinstance(options.rank, (float, str)),
     )
 
 

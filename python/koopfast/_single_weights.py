@@ -143,6 +143,7 @@ class SingleWeights:
             operators=values,
             start=start,
             lifts=values,
+            grams=values.new_empty(0),
             origins=values.new_empty(0),
             eigenvalues=values.to(torch.complex128),
             eigenvectors=torch.ones_like(values, dtype=torch.complex128),
