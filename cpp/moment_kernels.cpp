@@ -129,11 +129,14 @@ KF_MULTIARCH void add_products(const double* left, const double* right, int64_t 
 
 namespace {
 
+// Rows of blocks are short, and far apart: the processor does not see what comes next.
+constexpr int64_t kAhead = 8;
+
 template <typename T>
 KF_INLINE void widen_lanes(const T* const* values, int64_t stride, int64_t rows, int64_t columns,
                            double* out) {
   for (int64_t t = 0; t < rows; ++t, out += columns * kLanes) {
-    const int64_t at = t * stride;
+    const int64_t at = t * stride, ahead = (t + kAhead < rows ? t + kAhead : rows - 1) * stride;
     if (columns < kLanes) {
       for (int64_t c = 0; c < columns; ++c)
         for (int l = 0; l < kLanes; ++l) out[c * kLanes + l] = widen(values[l][at + c]);
@@ -142,6 +145,7 @@ KF_INLINE void widen_lanes(const T* const* values, int64_t stride, int64_t rows,
     // The last square of eight columns overlaps the one before.
     for (int64_t c = 0;; c = c + 2 * kLanes <= columns ? c + kLanes : columns - kLanes) {
       Pack square[kLanes];
+      for (int l = 0; l < kLanes; ++l) __builtin_prefetch(values[l] + ahead + c);
       for (int l = 0; l < kLanes; ++l) square[l] = load(values[l] + at + c);
       transpose(square);
       for (int j = 0; j < kLanes; ++j) store(square[j], out + (c + j) * kLanes);
