@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "eigen_lanes.h"
 #include "lane_groups.h"
-#include "rank_hindcast.h"
 #include "reduced_lanes.h"
 #include "search.h"
 #include "solvers/solvers.h"
@@ -78,14 +78,13 @@ std::vector<Matrix> predicted_together(const Searches& blocks,
     limits.push_back(std::min(rank, block->capacity()));
   }
   std::vector<Reduced> fits = reduce_together(observed, shapes, options, limits);
+  // What is judged is what will predict.
+  std::vector<Bounded> all;
+  for (Reduced& fit : fits) all.push_back({&fit.op, &fit.image});
+  move_all_to_unit_disc(all, options.unstable);
   std::vector<Matrix> moved;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    Reduced& fit = fits[i];
-    // What is judged is what will predict.
-    if (options.unstable != Unstable::keep && fit.op.rows() > 0 && !certainly_stable(fit.op))
-      move_to_unit_disc(fit.op, fit.image, options.unstable);
-    moved.push_back(blocks[i]->predicted(fit, options, split));
-  }
+  for (size_t i = 0; i < blocks.size(); ++i)
+    moved.push_back(blocks[i]->predicted(fits[i], options, split));
   return moved;
 }
 

@@ -18,8 +18,9 @@ int64_t Mixture::directions(const std::vector<Mode>& modes) {
   return count;
 }
 
-bool Mixture::add(const Eigenbasis& basis, const Vector& start, const Matrix& lift,
-                  const Vector& origin, int64_t average, double weight, int64_t limit) {
+bool Mixture::add(const Eigenbasis& basis, const Vector& divisor, const Vector& start,
+                  const Matrix& lift, const Vector& origin, int64_t average, double weight,
+                  int64_t limit) {
   const auto a = static_cast<double>(average);
   const double shift = (a - 1) / (2 * a);
   const ComplexVector amplitudes = basis.inverse * start.cast<std::complex<double>>();
@@ -27,10 +28,10 @@ bool Mixture::add(const Eigenbasis& basis, const Vector& start, const Matrix& li
   Vector constant = constant_;
   if (average > 1) constant += weight * origin;
   for (int64_t j = 0; j < basis.values.size(); ++j) {
-    const std::complex<double> value = basis.values(j);
+    const std::complex<double> value = basis.values(j) / divisor(j);
     if (value.imag() < 0) continue;  // with its conjugate
     const double copies = value.imag() > 0 ? 2 : 1;
-    const ComplexVector shape = copies * weight * amplitudes(j) * (lift * basis.vectors.col(j));
+    const ComplexVector shape = (copies * weight / divisor(j)) * amplitudes(j) * (lift * basis.vectors.col(j));
     if (average == 1) {
       all.push_back({value, shape});
       continue;

@@ -21,10 +21,11 @@ class Mixture {
   explicit Mixture(int64_t rows) : constant_(Vector::Zero(rows)), rows_(rows) {}
 
   // Adds an operator (its eigenbasis, usable; its start, lift, and origin: see operator_fit.h) on
-  // groups of `average` snapshots. Nothing, and false, where there would be more than `limit`
+  // groups of `average` snapshots, once its eigenvalues and their parts of the lift have been
+  // divided by these divisors. Nothing, and false, where there would be more than `limit`
   // directions.
-  bool add(const Eigenbasis& basis, const Vector& start, const Matrix& lift, const Vector& origin,
-           int64_t average, double weight, int64_t limit);
+  bool add(const Eigenbasis& basis, const Vector& divisor, const Vector& start, const Matrix& lift,
+           const Vector& origin, int64_t average, double weight, int64_t limit);
 
   double weight() const { return weight_; }  // the sum of all that were added
 

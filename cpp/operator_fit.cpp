@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "choice.h"
+#include "eigen_lanes.h"
 #include "hindcast.h"
 #include "lane_groups.h"
 #include "lane_kernels.h"
@@ -129,7 +130,8 @@ bool store_mean(const Block& block, Choice& choice, const std::vector<Lifted>& f
     if (own.fit.op.rows() == 0 || !own.basis.usable) continue;
     const int64_t a = member.options.block_average;
     if (!mixture) mixture = std::make_unique<Mixture>(own.lift.rows());
-    if (!mixture->add(own.basis, own.fit.start, own.lift, block.start(a), a, member.weight,
+    const Vector divisor = divisors(own.basis.values, member.options.unstable);
+    if (!mixture->add(own.basis, divisor, own.fit.start, own.lift, block.start(a), a, member.weight,
                       out.capacity[i]))
       continue;
     if (taken.empty()) sigma = &own.fit.sigma;
@@ -188,6 +190,8 @@ std::vector<std::vector<Lifted>> fit_members(const std::vector<Block>& blocks,
     const Member& own = member_of(job);
     return std::make_tuple(own.options.delays, own.options.block_average, own.snapshots);
   });
+  std::vector<const Matrix*> operators;
+  std::vector<Lifted*> fitted;
   for (int64_t g = 0; g < groups.count(); ++g) {
     std::vector<Observed> observed;
     std::vector<BlockShape> shapes;
@@ -208,11 +212,12 @@ std::vector<std::vector<Lifted>> fit_members(const std::vector<Block>& blocks,
       lifted.fit = std::move(own[j - first]);
       if (lifted.fit.op.rows() == 0) continue;
       lifted.lift = blocks[jobs[job].block].lift(lifted.fit, member_of(job));
-      lifted.basis = options.unstable == Unstable::keep
-                         ? eigenbasis(lifted.fit.op)
-                         : move_to_unit_disc(lifted.fit.op, lifted.lift, options.unstable);
+      operators.push_back(&lifted.fit.op);
+      fitted.push_back(&lifted);
     }
   }
+  std::vector<Eigenbasis> bases = eigenbases(operators);
+  for (size_t i = 0; i < fitted.size(); ++i) fitted[i]->basis = std::move(bases[i]);
   return fits;
 }
 

@@ -160,11 +160,16 @@ Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
   return reduce(Pairs{h.leftCols(p), h.rightCols(p), h.col(p), p}, shape, options, limit);
 }
 
+Vector divisors(const ComplexVector& values, Unstable unstable) {
+  if (unstable == Unstable::keep) return Vector::Ones(values.size());
+  const Vector moduli = values.cwiseAbs().cwiseMax(1.0);
+  return unstable == Unstable::damp ? Vector(moduli.cwiseAbs2()) : moduli;
+}
+
 Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable) {
   Eigenbasis basis = eigenbasis(op);
-  Vector divisor = basis.values.cwiseAbs().cwiseMax(1.0);
+  const Vector divisor = divisors(basis.values, unstable);
   if (!(divisor.maxCoeff() > 1)) return basis;
-  if (unstable == Unstable::damp) divisor = divisor.cwiseAbs2().eval();
   if (!basis.usable) {
     op /= divisor.maxCoeff();
     lift /= divisor.maxCoeff();

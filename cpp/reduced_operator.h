@@ -47,6 +47,9 @@ Reduced reduce(const Pairs& pairs, const BlockShape& shape, const FitOptions& op
 Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
                const FitOptions& options, int64_t limit);
 
+// What eigenvalues are divided by to lie where `unstable` wants them: 1, or more.
+Vector divisors(const ComplexVector& values, Unstable unstable);
+
 // Moves the eigenvalues of `op` that lie outside the unit circle radially: onto it (clip) or to
 // their reflection inside (damp). A becomes A P and the lift Phi P, P = W diag(1 / divisor) W^-1,
 // so that the first step is bounded like the others. Without a well-conditioned eigenbasis W, all
