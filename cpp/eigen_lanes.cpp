@@ -21,10 +21,9 @@ KF_INLINE const Pack* packs(const double* lanes) { return reinterpret_cast<const
 KF_MULTIARCH unsigned lane_general_eigen(double* a, int n, double* values, double* vectors,
                                          double* inverse, double* condition, double* work) {
   const int area = n * n;
-  const PackMask converged =
-      general_eigen(packs(a), n, {packs(values), packs(values) + n},
-                    {packs(vectors), packs(vectors) + area},
-                    {packs(inverse), packs(inverse) + area}, packs(condition), packs(work));
+  const PackMask converged = general_eigen(
+      packs(a), n, {packs(values), packs(values) + n}, {packs(vectors), packs(vectors) + area},
+      {packs(inverse), packs(inverse) + area}, packs(condition), packs(work));
   unsigned out = 0;
   for (int l = 0; l < kLanes; ++l) out |= converged[l] != 0 ? 1u << l : 0u;
   return out;
@@ -41,8 +40,7 @@ KF_MULTIARCH void lane_recompose(const double* vectors, const double* inverse,
     for (int j = 0; j < n; ++j) row[j] = Pack{};
     for (int l = 0; l < n; ++l) {
       const Pack a = re[i * n + l] * own[l], b = im[i * n + l] * own[l];
-      for (int j = 0; j < n; ++j)
-        row[j] += a * inverse_re[l * n + j] - b * inverse_im[l * n + j];
+      for (int j = 0; j < n; ++j) row[j] += a * inverse_re[l * n + j] - b * inverse_im[l * n + j];
     }
   }
 }

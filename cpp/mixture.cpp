@@ -31,7 +31,8 @@ bool Mixture::add(const Eigenbasis& basis, const Vector& divisor, const Vector& 
     const std::complex<double> value = basis.values(j) / divisor(j);
     if (value.imag() < 0) continue;  // with its conjugate
     const double copies = value.imag() > 0 ? 2 : 1;
-    const ComplexVector shape = (copies * weight / divisor(j)) * amplitudes(j) * (lift * basis.vectors.col(j));
+    const ComplexVector shape =
+        (copies * weight / divisor(j)) * amplitudes(j) * (lift * basis.vectors.col(j));
     if (average == 1) {
       all.push_back({value, shape});
       continue;

@@ -147,8 +147,7 @@ KF_INLINE Mask<V> real_schur(V* h, V* z, int n) {
         V& beside = h[i * n + i - 1];
         const V scale = magnitude(h[(i - 1) * n + i - 1]) + magnitude(h[i * n + i]);
         const double here = i;
-        const auto splits =
-            (magnitude(beside) <= DBL_EPSILON * scale) & (top > here - 1.0);
+        const auto splits = (magnitude(beside) <= DBL_EPSILON * scale) & (top > here - 1.0);
         beside = choose(splits, V{}, beside);
         low = choose(splits, V{} + here, low);
       }

@@ -5,10 +5,12 @@
 #include <cmath>
 #include <complex>
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 #include "block_table.h"
 #include "math/cholesky.h"
+#include "math/general_eigen.h"
 #include "math/pack_pair.h"
 #include "math/power_by_squaring.h"
 #include "math/scalar.h"
@@ -222,6 +224,60 @@ void check_reciprocal_roots() {
   }
 }
 
+// Random matrices, a rotation of the axes into each other (no shift of whose own moves it), a
+// diagonal one, and one without an eigenbasis, in lanes of their own.
+template <typename V>
+void check_general_eigen(int n) {
+  constexpr int lanes = sizeof(V) / sizeof(double);
+  const int area = n * n;
+  uint64_t state = 7;
+  std::vector<std::vector<double>> matrices;
+  for (int l = 0; l < lanes; ++l) {
+    matrices.emplace_back(area);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) {
+        double& own = matrices[l][i * n + j];
+        own = uniform(state);
+        if (l == 1) own = (i + 1) % n == j;
+        if (l == 2) own = i == j ? i + 1 : 0;
+        if (l == 3) own = i == j || i + 1 == j;
+      }
+  }
+  std::vector<V> room(13 * area + 2 * n + 1);
+  V* next = room.data();
+  const auto take = [&](int count) { return std::exchange(next, next + count); };
+  V* a = take(area);
+  for (int i = 0; i < area; ++i)
+    for (int l = 0; l < lanes; ++l) set_lane(a[i], l, matrices[l][i]);
+  const ComplexParts<V> values{take(n), take(n)}, vectors{take(area), take(area)};
+  const ComplexParts<V> inverse{take(area), take(area)};
+  V* condition = take(1);
+  const auto converged = general_eigen(a, n, values, vectors, inverse, condition, take(6 * area));
+  for (int l = 0; l < lanes; ++l) {
+    expect(lane_of(converged, l), "general eigenvalues converge");
+    const auto at = [&](const ComplexParts<V>& m, int i) {
+      return std::complex<double>(lane_of(m.re[i], l), lane_of(m.im[i], l));
+    };
+    const double worst = lane_of(*condition, l);
+    if (l == 3 && n > 1) {
+      expect(!(worst < 1e6), "a defective matrix has no eigenbasis");
+      continue;
+    }
+    expect(worst > 0.99 * n, "no condition number is below that of an orthonormal basis");
+    double wrong = 0, imaginary = 0;
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) {
+        std::complex<double> sum = -matrices[l][i * n + j];
+        for (int k = 0; k < n; ++k)
+          sum += at(vectors, i * n + k) * at(values, k) * at(inverse, k * n + j);
+        wrong = std::max(wrong, std::abs(sum));
+      }
+    for (int k = 0; k < n; ++k) imaginary += lane_of(values.im[k], l);
+    expect(wrong < 1e-14 * n * worst, "A = V diag(lambda) V^-1");
+    expect(imaginary == 0, "eigenvalues come in conjugate pairs, to the last bit");
+  }
+}
+
 void check_inverse() {
   const int n = 7;
   uint64_t state = 3;
@@ -302,12 +358,15 @@ int main() {
   check_half<Bfloat16>(8, 7, "bfloat16");
   check_spectral_factors();
   check_squaring();
-  for (const int n : {1, 2, 3, 4, 5, 11, 20, 31})
+  for (const int n : {1, 2, 3, 4, 5, 11, 20, 31}) {
+    check_general_eigen<double>(n);
+    check_general_eigen<Pack>(n);
     for (const int count : {1, (n + 1) / 2, n}) {
       check_eigen<double>(n, count, 1);
       check_eigen<Pack>(n, count, kLanes);
       check_eigen<PackPair>(n, count, 2 * kLanes);
     }
+  }
   check_reciprocal_roots();
   check_inverse();
   check_products_and_stability();
