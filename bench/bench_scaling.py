@@ -65,13 +65,10 @@ def test_choice_by_hindcast(benchmark):
     def at(n):
         """All that follows a fit's pass over the snapshots of four blocks."""
         snapshots, table = decaying(32, n), _blocks.BlockTable(equal_blocks(n, n // 4))
-        _, coordinates = _ops.snapshot_svd(snapshots, table, blocks, rows="increments_and_last")
-        rows = torch.full_like(table.sizes, 32)
-        capacity = _ops.rank_capacity(options, 32, table.sizes)
-        fitted = _blocks.unfitted(table.sizes > 32, rows, capacity, averaged=True)
-        return lambda: _ops._fit_blocks(
-            snapshots, table, blocks, True, coordinates, options, fitted
-        )
+        grams = _ops.observed_grams(snapshots, table, blocks, options)
+        fitted = _ops.all_dual(32, table, options)
+        # (A fit overwrites them.)
+        return lambda: _ops.fit_grams(grams.clone(), table, blocks, options, fitted)
 
     study(
         benchmark,
