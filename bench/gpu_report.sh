@@ -4,8 +4,8 @@
 #   bash bench/gpu_report.sh [folder for the results]
 # Needed: Python with torch and numpy, nvcc, CMake, ninja, pybind11, scikit-build-core, and Eigen's
 # headers in KOOPFAST_EIGEN_DIR (default build/eigen, which `make eigen` fills where there is one).
-# Writes gpu_report.json, resources.txt and tests.txt. KOOPFAST_REPORT_DEVICE=cpu tries the script
-# where there is no GPU, with small sizes.
+# Writes gpu_report.json, resources.txt and tests.txt, the timings also where a test failed (the exit
+# code then says so). KOOPFAST_REPORT_DEVICE=cpu tries the script where there is no GPU, with small sizes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,8 +14,21 @@ python=${PYTHON:-python3}
 device=${KOOPFAST_REPORT_DEVICE:-cuda}
 eigen=$(realpath -m "${KOOPFAST_EIGEN_DIR:-build/eigen}")
 site=$PWD/build/gpu/site
+stop() { echo "gpu_report.sh: $1" >&2; exit 2; }
+
+for module in torch numpy pybind11 scikit_build_core; do
+  "$python" -c "import $module" 2>/dev/null || stop "$python has no $module"
+done
+for tool in cmake ninja $([[ $device == cpu ]] || echo nvcc); do
+  command -v "$tool" >/dev/null || stop "$tool is not on the path"
+done
+[[ -e $eigen/Eigen/Core ]] || stop "no Eigen/Core in $eigen: run 'make eigen' first"
+if [[ $device != cpu ]]; then
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    stop "torch $("$python" -c 'import torch; print(torch.__version__)') sees no GPU; KOOPFAST_REPORT_DEVICE=cpu tries the script without one"
+fi
 mkdir -p "$out"
-[[ -e $eigen/Eigen/Core ]] || { echo "gpu_report.sh: no Eigen/Core in $eigen: run 'make eigen' first" >&2; exit 2; }
+failed=0
 
 cuda=ON small=()
 if [[ $device == cpu ]]; then
@@ -38,19 +51,21 @@ export PYTHONPATH=$site:$PWD/bench PYTHONDONTWRITEBYTECODE=1
 
 if [[ $device == cuda ]]; then
   echo "==== registers and spills"
-  "$python" bench/cuda_resources.py "${CUDAARCHS%-real}" | tee "$out/resources.txt"
+  "$python" bench/cuda_resources.py "${CUDAARCHS%-real}" | tee "$out/resources.txt" || failed=1
   echo "==== tests on the device"
   if "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
-    "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py tests/test_cuda_kernels.py \
-      tests/test_snapshot_svd.py tests/test_operator_power.py 2>&1 | tee "$out/tests.txt" | tail -15
+    files=(tests/test_gpu.py tests/test_cuda_kernels.py $(grep -lw device tests/test_*.py | grep -v -e integration -e test_cli))
+    "$python" -m pytest -q -p no:cacheprovider -k "cuda or gpu" "${files[@]}" 2>&1 |
+      tee "$out/tests.txt" | tail -25 || failed=1
   else
     echo "no pytest here: only the checks of the report" | tee "$out/tests.txt"
   fi
   if command -v compute-sanitizer >/dev/null; then
     echo "==== compute-sanitizer"
-    PYTHON=$python bash tests/sanitize_gpu.sh 2>&1 | tee "$out/sanitizer.txt" | tail -12 || true
+    PYTHON=$python bash tests/sanitize_gpu.sh 2>&1 | tee "$out/sanitizer.txt" | tail -12 || failed=1
   fi
 fi
 
 echo "==== report"
-"$python" bench/gpu_report.py --device "$device" "${small[@]}" --out "$out/gpu_report.json"
+"$python" bench/gpu_report.py --device "$device" "${small[@]}" --out "$out/gpu_report.json" || failed=1
+exit $failed

@@ -17,6 +17,8 @@ from torch import nn
 from koopfast import ConfigError, KoopmanTrainer, KoopmanWarning
 from training_runs import Run, assert_same, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FAST = {"window": 6, "stride": 3, "partition": "network", "rank": 3}
 
 

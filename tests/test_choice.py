@@ -56,6 +56,19 @@ def test_native_chooses_what_the_twin_does(n, seed, m):
 
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_on_a_device_the_same_is_chosen_and_predicted_there(n, device):
+    snapshots = noisy(n, 1)
+    here = KoopmanOperator.fit(snapshots, auto=True)
+    there = KoopmanOperator.fit(snapshots.to(device), auto=True)
+    own, expected = there.chosen(0), here.chosen(0)
+    assert [m.delays for m in own.members] == [m.delays for m in expected.members]
+    assert own.hindcast_error == pytest.approx(expected.hindcast_error, rel=1e-5)
+    rows = there.predict([1.0, 7.5, 20.0])
+    assert rows.device == snapshots.to(device).device
+    assert relative_error(rows.cpu(), here.predict([1.0, 7.5, 20.0])) < 1e-6
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
 def test_a_block_predicts_the_mean_of_its_members(n):
     # What every member predicts by itself, with options given, weighs as the choice says.
     snapshots = noisy(n, level=3e-3, m=90)

@@ -16,6 +16,8 @@ from koopfast._rehearsal import outlook, relative_error
 from koopfast.history import Forecast
 from training_runs import assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SCRIPT = """
 import torch
 def make_training():
@@ -130,7 +132,9 @@ def test_strides_take_turns_and_a_resumed_run_goes_on_in_mid_window() -> None:
     assert [f for f in resumed.history.forecasts if f.step > 30] == later
 
 
-def test_weights_written_by_another_end_what_was_waited_for() -> None:
+def test_weights_written_by_another_end_what_was_waited_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("noticed when the window is full: test_watch.py")
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, dry_run=True, window=8, stride=1)
     run.train(trainer, 9)

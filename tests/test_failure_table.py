@@ -20,6 +20,8 @@ from koopfast import KoopmanConfig, KoopmanOperator, KoopmanTrainer
 from koopfast.errors import KoopmanWarning
 from training_runs import Run, assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FAST: dict[str, Any] = {"window": 6, "stride": 1, "partition": "network", "rank": 3}
 
 

@@ -24,6 +24,8 @@ from koopfast import SnapshotBuffer
 from test_failure_table import one_warning, watched
 from training_runs import Run, assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 # Row 17
 
 

@@ -16,6 +16,8 @@ from koopfast.guard import Guard, Verdict, scalar_loss
 from koopfast.parameters import ParameterVector
 from training_runs import Run, assert_same, everything, noisy_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 class Point(nn.Module):
     """One weight; the tests read the loss from a table."""

@@ -383,3 +383,28 @@ def test_a_stream_does_not_choose_an_estimator():
         buffer.record(torch.tensor([0.5**t]))
     with pytest.raises(ConfigError, match=r"^estimator: of moments"):
         buffer.fit(estimator="auto")
+
+
+@pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS)
+def test_rows_on_a_device_are_summed_to_the_same_moments(partition, device):
+    snapshots = cases.random_walk(60, N)
+    here, there = recorded(snapshots, partition), recorded(snapshots.to(device), partition)
+    fits = [buffer.fit(rank=2) for buffer in (here, there)]
+    assert torch.equal(fits[0].rank, fits[1].rank)
+    rows = [fit.predict([1.0, 2.5]).cpu() for fit in fits]
+    assert relative_error(rows[1], rows[0]) < 1e-7
+
+
+def test_training_from_moments_on_a_device_is_that_of_the_host(device):
+    ends = []
+    for where in (torch.device("cpu"), device):
+        run = smooth_run()
+        run.model.to(where)
+        run.x, run.y = run.x.to(where), run.y.to(where)
+        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+        options = {"streaming": True, "window": 12, "stride": 1, "partition": "node", "rank": 1}
+        trainer = KoopmanTrainer(run.model, run.optimizer, **options)
+        run.train(trainer, 36)
+        ends.append(torch.cat([p.flatten().cpu() for p in run.weights()])[None])
+    assert len(trainer.history.jumps) == 3
+    assert relative_error(ends[1], ends[0]) < 1e-6

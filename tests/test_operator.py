@@ -88,11 +88,13 @@ def test_refuses_options_that_cannot_work(options, message):
         KoopmanOperator.fit(SNAPSHOTS, **options)
 
 
-def test_takes_horizons_of_any_kind():
+def test_takes_horizons_of_any_kind(device):
     operator = KoopmanOperator.fit(SNAPSHOTS, rank=2)
     expected = operator.predict([3.0])
-    for horizons in (3, np.float32(3), np.int64(3), torch.tensor(3.0), np.array([3]), range(3, 4)):
+    for horizons in (3, np.float32(3), np.int64(3), np.array([3]), range(3, 4)):
         assert torch.equal(operator.predict(horizons), expected)
+    for tensor in (torch.tensor(3.0, device=device), torch.tensor([3], device=device)):
+        assert torch.equal(operator.predict(tensor), expected)
 
 
 @pytest.mark.parametrize(

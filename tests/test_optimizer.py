@@ -15,6 +15,8 @@ from torch import nn
 from koopfast import CheckpointError, ConfigError, KoopmanOptimizer, KoopmanTrainer
 from training_runs import OPTIMIZERS, Run, assert_same, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FAST = {"window": 6, "stride": 3, "partition": "network", "rank": 3}
 
 

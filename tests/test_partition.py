@@ -484,3 +484,14 @@ def test_many_blocks_go_without_names() -> None:
     model = nn.ParameterList([weight])
     assert Partition.node(model).names is None
     assert Partition.node(model).n_blocks == 200_000
+
+
+@pytest.mark.parametrize("kind", ["network", "layer", "node", "weight"])
+def test_a_partition_is_a_table_of_the_host_wherever_the_model_is(
+    kind: str, device: torch.device
+) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 3))
+    expected = getattr(Partition, kind)(model)
+    own = getattr(Partition, kind)(model.to(device))
+    assert own == expected
+    assert own.block_offsets.device.type == "cpu"

@@ -16,6 +16,8 @@ from koopfast import CheckpointError, ConfigError, ParameterChangedError, Snapsh
 from koopfast import parameters as parameters_module
 from koopfast.parameters import ParameterVector, trainable_parameters
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def model_of(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Linear(3, 2))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from koopfast import ConfigError, History, KoopmanConfig, KoopmanTrainer, Partition
 from training_runs import OPTIMIZERS, Run, assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FAST = {"window": 12, "stride": 2, "partition": "network", "rank": 4}
 
 

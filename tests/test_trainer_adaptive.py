@@ -26,6 +26,8 @@ from koopfast._training_loop import HeldBatches
 from koopfast.controller import Damped
 from training_runs import OPTIMIZERS, Run, assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 100), ("adagrad", 100), ("adam", 30)])
 def test_default_settings_lower_a_smooth_loss_by_orders(optimizer: str, factor: float) -> None:

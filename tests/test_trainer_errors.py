@@ -28,6 +28,8 @@ from koopfast._savepoint import OptimizerState, Savepoint
 from koopfast.parameters import ParameterVector
 from training_runs import Run, assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FAST = {"window": 6, "stride": 1, "partition": "network", "rank": 3}
 
 
@@ -371,7 +373,9 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
         KoopmanTrainer(run.model, run.optimizer, {"window": 8})  # type: ignore[arg-type]
 
 
-def test_parameters_without_a_fit_are_refused() -> None:
+def test_parameters_without_a_fit_are_refused(device: torch.device) -> None:
+    if device.type == "elsewhere":
+        pytest.skip("no sparse tensors there")
     model = nn.Linear(2, 2)
     model.weight = nn.Parameter(model.weight.detach().to_sparse())
     with pytest.raises(UnsupportedParameterError, match="weight"):

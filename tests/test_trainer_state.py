@@ -19,6 +19,8 @@ from koopfast import (
 )
 from training_runs import Run, assert_same, everything, noisy_run, smooth_run
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FAST = {"window": 6, "stride": 3, "partition": "network", "rank": 3, "warmup": 2, "cooldown": 4}
 
 

@@ -501,6 +501,8 @@ def check_horizons(horizons: ArrayLike) -> list[float]:
     try:
         if isinstance(horizons, str):
             raise TypeError
+        if isinstance(horizons, Tensor):
+            horizons = horizons.tolist()  # from wherever it is
         result = [float(h) for h in np.atleast_1d(np.asarray(horizons, dtype=object))]
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
