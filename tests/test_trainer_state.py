@@ -78,6 +78,40 @@ def test_resumed_in_mid_stride_a_jump_at_once_is_the_same() -> None:
     assert_same(resumed.weights(), run.weights())
 
 
+@pytest.mark.parametrize(("factor", "splits"), [(1.0, 0), (0.8, 1)])
+def test_resumed_at_another_rate_than_it_was_made_with_a_window_goes_on(
+    factor: float, splits: int
+) -> None:
+    """A schedule has moved the rate since: what counts is the last step's and the window's."""
+    options = {"window": 8, "stride": 1, "partition": "network", "rank": 3}
+    run, other = smooth_run(), smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **options)
+    resumed = KoopmanTrainer(other.model, other.optimizer, **options)
+    for _ in range(13):  # into the second window
+        run.train(trainer, 1)
+        run.optimizer.param_groups[0]["lr"] *= 0.92
+    other.model.load_state_dict(run.model.state_dict())
+    other.optimizer.load_state_dict(run.optimizer.state_dict())
+    resumed.load_state_dict(saved(trainer.state_dict()))
+    for each, its in ((run, trainer), (other, resumed)):
+        each.optimizer.param_groups[0]["lr"] *= factor
+        each.train(its, 3)
+        assert its.history.counters.windows_split == splits
+        assert len(its.history.jumps) == 2 - splits
+    assert_same(other.weights(), run.weights())
+
+
+def test_weights_written_between_loading_and_the_next_step_are_noticed() -> None:
+    run, other = smooth_run(), smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    run.train(trainer, 13)
+    resumed = KoopmanTrainer(other.model, other.optimizer, **FAST)
+    resumed.load_state_dict(saved(trainer.state_dict()))
+    with pytest.warns(KoopmanWarning, match="after step 13: expected those that the step left"):
+        other.train(resumed, 1)  # from weights of its own: the model's were never loaded
+    assert resumed.history.counters.windows_split == 1
+
+
 def test_a_state_taken_does_not_follow_the_run() -> None:
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
