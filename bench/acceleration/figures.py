@@ -35,7 +35,8 @@ def _colors(names: Sequence[str]) -> dict[str, str]:
 def _curve(cells: Sequence[Cell], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Median loss over the seeds on a common grid of gradient evaluations."""
     grid = np.linspace(0, cells[0].steps, 201)
-    losses = [np.interp(grid, c.traces[name].cost, c.traces[name].scores) for c in cells]
+    traces = [c.traces[name] for c in cells if name in c.traces]
+    losses = [np.interp(grid, trace.cost, trace.scores) for trace in traces]
     return grid, np.median(losses, axis=0)
 
 
@@ -45,7 +46,7 @@ def _draw_curves(groups: list[list[Cell]], names: list[str], folder: Path, kind:
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     colors = _colors(names)
     for ax, group in zip(axes, groups, strict=False):
-        for name in (n for n in names if n in group[0].traces):
+        for name in (n for n in names if any(n in cell.traces for cell in group)):
             first = name in ("plain", "koopman")
             x, y = _curve(group, name)
             ax.plot(
@@ -70,7 +71,8 @@ def _draw_profile(groups: list[list[Cell]], names: list[str], folder: Path, kind
     """Dolan & Moré (2002): the share of cells that a method solves within a factor of the best."""
     figure = new_figure(7.0, 3.6)
     ax = figure.subplots()
-    cells = [cell for group in groups for cell in group]
+    every = [cell for group in groups for cell in group]
+    cells = [cell for cell in every if len(cell.races) > 1] or every
     factors = np.geomspace(1, 64, 200)
     colors = _colors(names)
     best = [max(cell.speed_up(name) for name in cell.traces) for cell in cells]

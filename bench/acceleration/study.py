@@ -127,16 +127,20 @@ def rates(plan: Plan, row: Experiment) -> dict[str, float]:
 
 
 def cells(plan: Plan, wanted: Sequence[Part]) -> Iterator[Cell]:
-    """Train what is not in the folder yet, seed after seed; the cells of which all is there."""
+    """Train what is not in the folder yet, seed after seed, and yield the cells.
+
+    Where nothing is trained, a cell may lack the peers' race.
+    """
+    needed = {part.name for part in wanted} - (set() if plan.train else {"peers"})
     for seed in range(plan.seeds):
         for row in plan.rows:
-            done: dict[float, list[tuple[str, dict[str, Trace]]]] = {}
+            done: dict[float, dict[str, tuple[str, dict[str, Trace]]]] = {}
             for kind, rate in rates(plan, row).items():
                 if rate not in done:
-                    found = (_raced(plan, part, row, rate, seed) for part in wanted)
-                    done[rate] = [one for one in found if one is not None]
-                if len(done[rate]) == len(wanted):
-                    codes, races = zip(*done[rate], strict=True)
+                    found = {part.name: _raced(plan, part, row, rate, seed) for part in wanted}
+                    done[rate] = {name: race for name, race in found.items() if race is not None}
+                if needed <= set(done[rate]):
+                    codes, races = zip(*done[rate].values(), strict=True)
                     yield Cell(row, kind, rate, seed, plan.steps(row), races, codes)
 
 
@@ -227,7 +231,7 @@ def main() -> None:
         _say(f"no cell of which all is there in {plan.folder}; run without --no-training")
         return
     command = _command(arguments)
-    text = markdown(done, command)
+    text = markdown(done, command, parts()["koopman"].code)
     folder = Path(arguments.folder) / ("quick" if arguments.quick else "")
     write_whole(folder / "acceleration.md", text.encode())
     if arguments.document:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from trace import Trace
@@ -17,7 +16,7 @@ from koopfast.report import machine
 _INTRODUCTION = """<!-- SPDX-License-Identifier: BSD-3-Clause -->
 # Does training reach the loss sooner?
 
-Written by `{command}`. {machine}. Programs (fingerprint of their sources, races run): {codes}.
+Written by `{command}`. {machine}.
 
 Every method trains from the same weights on the same batches, in turns, for the same number of
 gradient evaluations: a forward and a backward pass over a batch count as one, a probe's forward
@@ -26,7 +25,11 @@ which it ends, over what the method needs until then, as median and quartiles ov
 *never* means that the method did not get there within the budget and a quarter of it more.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
-last snapshots; they stop when the budget is spent.
+last snapshots; they stop when the budget is spent. Peers may have been trained from fewer seeds
+than KoopmanTrainer and the controls.
+
+This program's sources have the fingerprint {code}. The last column of the first tables says which
+program trained a row, by its fingerprint or its commit: where that is another, an earlier trainer.
 """
 _RATIOS = (
     "KoopmanTrainer against each, median of the ratio of evaluations to the target (*only it*: the "
@@ -44,9 +47,9 @@ class Cell:
         rate: the learning rate.
         seed: of weights and batches.
         steps: budget in gradient evaluations.
-        races: traces by method, the peers' race and that of KoopmanTrainer with its controls; the
-            optimizer alone runs in both. It trains the same way in both, but seconds compare
-            within a race only.
+        races: traces by method, the peers' race (it may be missing) and that of KoopmanTrainer with
+            its controls; the optimizer alone runs in both. It trains the same way in both, but
+            seconds compare within a race only.
         codes: fingerprints of the programs that ran them.
     """
 
@@ -151,29 +154,30 @@ def _summary(group: list[Cell]) -> list[str]:
         f"{statistics.median(seconds):.2f}",
         f"{evaluations:g}",
         " → ".join(show(outcome) for outcome in outcomes),
+        ", ".join(sorted({cell.codes[-1] for cell in group})),
     ]
 
 
 def _against(groups: list[list[Cell]], names: list[str], against: bool) -> str:
     def entry(group: list[Cell], name: str) -> str:
-        if name not in group[0].traces:
+        cells = [cell for cell in group if name in cell.traces]
+        if not cells:
             return "–"
         if against:
-            return shown(quartiles(c.speed_up("koopman", name) for c in group)[1])
-        return spread(c.speed_up(name) for c in group)
+            return shown(quartiles(c.speed_up("koopman", name) for c in cells)[1])
+        return spread(c.speed_up(name) for c in cells)
 
-    rows = ([g[0].row.name, *(entry(g, name) for name in names)] for g in groups)
-    return _table(["", *names], rows)
+    def seeds(group: list[Cell]) -> str:
+        return str(sum(len(cell.races) > 1 for cell in group))
+
+    rows = ([g[0].row.name, seeds(g), *(entry(g, name) for name in names)] for g in groups)
+    return _table(["", "peers' seeds", *names], rows)
 
 
-def markdown(cells: Sequence[Cell], command: str) -> str:
-    """The document of a study."""
-    codes = Counter(
-        code for cell in {id(c.races): c for c in cells}.values() for code in cell.codes
-    )
-    told = ", ".join(f"{code} {count}" for code, count in codes.most_common())
+def markdown(cells: Sequence[Cell], command: str, code: str) -> str:
+    """The document of a study, made by a program of that fingerprint."""
     facts = "; ".join(machine())
-    parts = [_INTRODUCTION.format(command=command, machine=facts, codes=told)]
+    parts = [_INTRODUCTION.format(command=command, machine=facts, code=code)]
     titles = {
         "default": "At the default learning rate",
         "tuned": "At the rate that is best for the optimizer alone",
@@ -196,6 +200,7 @@ def markdown(cells: Sequence[Cell], command: str) -> str:
             "time of the whole run / plain",
             "jumps",
             "outcome, plain → koopman",
+            "program",
         ]
         parts += [
             f"## {title}\n",
