@@ -128,6 +128,8 @@ def test_writing_keeps_the_memory_format() -> None:
     vector.write(flat)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(vector.read(), flat)
+    vector.write(2 * flat, backup=False)
+    assert torch.equal(vector.read(), 2 * flat)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

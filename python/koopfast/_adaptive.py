@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,13 +26,14 @@ def trust(operator: KoopmanOperator) -> Tensor:
     Where a prediction misses by the share e of the true motion, in a direction of its own, going
     1 / (1 + e^2) of the way comes nearest to the truth. e is that of the hindcast.
     """
-    share = 1 / (1 + operator.hindcast_error.cpu().nan_to_num(nan=0.0, posinf=1e6) ** 2)
-    return share / share.max()
+    error = np.nan_to_num(operator.hindcast_error.cpu().numpy(), nan=0.0, posinf=1e6)
+    share = 1 / (1 + error**2)
+    return torch.from_numpy(share / share.max())
 
 
 def is_uneven(operator: KoopmanOperator) -> bool:
     """Whether some blocks are predicted much worse than others."""
-    return bool(trust(operator).min() < _UNEVEN)
+    return bool(trust(operator).numpy().min() < _UNEVEN)
 
 
 class Predictions:

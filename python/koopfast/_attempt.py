@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,9 +68,7 @@ class Attempt:
         with fit_failures():
             if isinstance(self.snapshots, MomentBuffer):
                 return self.snapshots.fit_with(options)
-            return KoopmanOperator.fit(
-                self.snapshots.snapshots, self.partition, **dataclasses.asdict(options)
-            )
+            return KoopmanOperator.fit(self.snapshots.snapshots, self.partition, **vars(options))
 
     def foresee(self, rehearsal: Rehearsal) -> tuple[int, list[int], Tensor] | None:
         """The window's span, horizons in optimizer steps, and the weights predicted there (k, n).

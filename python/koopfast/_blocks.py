@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +21,10 @@ from koopfast.partition import Partition
 
 # kMostMembers of operator_fit.h.
 _MOST_MEMBERS = 4
+# Operators of so many entries together (half a megabyte) are not worth packing more tightly.
+_FEW_ENTRIES = 1 << 16
+
+_Plan = TypeVar("_Plan")
 # Spectrum of operator_fit.h; those computed afterwards are the "later" ones.
 _PENDING_WITH_GRAM, _PENDING, UNUSABLE_SPECTRUM, USABLE_SPECTRUM, _LATER_USABLE = -2, -1, 0, 1, 3
 
@@ -33,6 +41,22 @@ class BlockTable:
             t.contiguous() for t in (offsets, partition.segment_starts, lengths, columns)
         )
         self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
+        self._last_plan: tuple[Hashable, object] | None = None
+
+    def plan(self, key: Hashable, make: Callable[[], _Plan]) -> _Plan:
+        """What ``make`` returns, kept until it is asked for with another key."""
+        last = self._last_plan
+        if last is None or last[0] != key:
+            self._last_plan = last = key, make()
+        return cast("_Plan", last[1])
+
+    @classmethod
+    def of(cls, partition: Partition) -> BlockTable:
+        """The table of ``partition``, made once as long as that lives."""
+        table = _TABLES.get(partition)
+        if table is None:
+            table = _TABLES[partition] = cls(partition)
+        return table
 
     def addresses(self, device: torch.device | None = None) -> tuple[int, ...]:
         """As `BlockTable` of block_table.h, on the CPU or on a device; copied there once."""
@@ -47,6 +71,9 @@ class BlockTable:
         offsets, starts, lengths, _ = self._tensors
         own = slice(int(offsets[block]), int(offsets[block + 1]))
         return list(zip(starts[own].tolist(), lengths[own].tolist(), strict=True))
+
+
+_TABLES: weakref.WeakKeyDictionary[Partition, BlockTable] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -116,12 +143,31 @@ class FittedBlocks:
         return (self.matrix_offsets + self.vector_offsets) // 2
 
     def selected(self, blocks: Tensor) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them."""
+        """The per-block arrays of some blocks, and all addresses as `OperatorArrays` lists them.
+
+        Those of all blocks in order, on the CPU, are the arrays themselves, not copies.
+        """
         names = (*self._INDEXED, *self._RESULTS, "origin_offsets")
-        own = {name: getattr(self, name)[blocks] for name in names}
+        own = {name: getattr(self, name) for name in names}
+        if not self._is_everything(blocks) or not all(t.is_contiguous() for t in own.values()):
+            own = {name: array[blocks] for name, array in own.items()}
         addresses = [own[name].data_ptr() for name in names]
         addresses += [getattr(self, name).data_ptr() for name in self._PACKED]
         return own, tuple(addresses)
+
+    @cached_property
+    def forms(self) -> list[tuple[bool, Tensor]]:
+        """The blocks in dual form and those in primal form, where there are any; on the CPU."""
+        dual = self.dual.numpy()
+        found = [(form, np.flatnonzero(dual == form)) for form in (True, False)]
+        return [(form, torch.from_numpy(blocks)) for form, blocks in found if len(blocks) > 0]
+
+    def _is_everything(self, blocks: Tensor) -> bool:
+        """Whether these are all blocks, in order; not asked on a GPU, which would be waited for."""
+        count = len(self.rank)
+        if len(blocks) != count or blocks.device.type != "cpu":
+            return False
+        return bool((blocks.numpy() == np.arange(count)).all())
 
     @cached_property
     def with_spectrum(self) -> FittedBlocks:
@@ -162,11 +208,14 @@ class FittedBlocks:
     def keep(self, blocks: Tensor, own: dict[str, Tensor]) -> None:
         """Take over what native code wrote to the arrays of :meth:`selected`."""
         for name in self._RESULTS:
-            getattr(self, name)[blocks] = own[name]
+            if own[name] is not getattr(self, name):
+                getattr(self, name)[blocks] = own[name]
 
     def repacked(self) -> FittedBlocks:
         """The same without the room that ranks below their capacity left, where that is much."""
         rank = self.rank
+        if len(self.operators) <= _FEW_ENTRIES:
+            return self
         if 2 * int((rank**2).sum()) > int((self.capacity**2).sum()):
             return self
         lift_counts = self.rows * rank
@@ -200,54 +249,99 @@ def ragged(offsets: Tensor, counts: Tensor) -> Tensor:
     return repeated(offsets, counts) + within
 
 
-def unfitted(
-    dual: Tensor,
-    rows: Tensor,
-    capacity: Tensor,
-    *,
-    averaged: bool = False,
-    mixed: bool = False,
-    shared: bool = False,
-    device: torch.device | str = "cpu",
-) -> FittedBlocks:
-    """Room for the results of blocks of these forms, rows of the lift, and most ranks; for origins
-    where snapshots may be averaged, and for what was mixed where operators may be. ``shared``: a
-    lift that is its operator need not be written again, and grams are kept."""
-    count = len(capacity)
-    vectors, matrices = int(capacity.sum()), int((capacity**2).sum())
-    lifts = int((rows * capacity).sum())
-    real, pairs = torch.float64, torch.complex128
+@dataclass(frozen=True)
+class Layout:
+    """Where each block's small form lies in the packed arrays of :class:`FittedBlocks`."""
 
-    def room(size: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=device)
+    dual: Tensor
+    rows: Tensor
+    capacity: Tensor
+    vector_offsets: Tensor
+    matrix_offsets: Tensor
+    lift_offsets: Tensor
+    origin_offsets: Tensor
+    singular_offsets: Tensor
+    vectors: int
+    matrices: int
+    lifts: int
+    origins: int
+    mixed: bool
+    shared: bool
 
-    written = room((matrices if shared else 0) + lifts, real)
-    return FittedBlocks(
-        dual=dual.to(device),
-        rows=rows.to(device),
-        capacity=capacity.to(device),
-        vector_offsets=starts(capacity).to(device),
-        matrix_offsets=starts(capacity**2).to(device),
-        lift_offsets=(starts(rows * capacity) + (matrices if shared else 0)).to(device),
-        status=room(count, torch.int32),
-        rank=torch.zeros(count, dtype=torch.int64, device=device),
-        spectrum=room(count, torch.int32),
-        hindcast_error=room(count, real),
-        trusted_horizon=room(count, real),
-        increments=room(count, torch.int32),
-        delays=room(count, torch.int64),
-        block_average=room(count, torch.int64),
-        estimator=room(count, torch.int32),
-        mixture=torch.zeros((count, _MOST_MEMBERS if mixed else 0, 4), dtype=real, device=device),
-        origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
-        singular_values=room(vectors, real),
-        singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
-        operators=written[:matrices] if shared else room(matrices, real),
-        start=room(vectors, real),
-        lifts=written,
-        grams=room((matrices + vectors) // 2 if shared else 0, real),
-        origins=torch.zeros(int(rows.sum()) if averaged else 0, dtype=real, device=device),
-        eigenvalues=room(vectors, pairs),
-        eigenvectors=room(matrices, pairs),
-        amplitudes=room(vectors, pairs),
-    )
+    @classmethod
+    def of(
+        cls,
+        dual: Tensor,
+        rows: Tensor,
+        capacity: Tensor,
+        *,
+        averaged: bool = False,
+        mixed: bool = False,
+        shared: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Layout:
+        """That of blocks of these forms, rows of the lift, and most ranks; with origins where
+        snapshots may be averaged, and with what was mixed where operators may be. ``shared``: a
+        lift that is its operator need not be written again, and grams are kept."""
+        matrices = int((capacity**2).sum())
+        return cls(
+            dual=dual.to(device),
+            rows=rows.to(device),
+            capacity=capacity.to(device),
+            vector_offsets=starts(capacity).to(device),
+            matrix_offsets=starts(capacity**2).to(device),
+            lift_offsets=(starts(rows * capacity) + (matrices if shared else 0)).to(device),
+            origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
+            singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
+            vectors=int(capacity.sum()),
+            matrices=matrices,
+            lifts=int((rows * capacity).sum()),
+            origins=int(rows.sum()) if averaged else 0,
+            mixed=mixed,
+            shared=shared,
+        )
+
+    def room(self) -> FittedBlocks:
+        """New memory for what is fitted."""
+        device, count = self.capacity.device, len(self.capacity)
+        vectors, matrices, real, pairs = (
+            self.vectors,
+            self.matrices,
+            torch.float64,
+            torch.complex128,
+        )
+
+        def room(size: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(size, dtype=dtype, device=device)
+
+        written = room((matrices if self.shared else 0) + self.lifts, real)
+        members = _MOST_MEMBERS if self.mixed else 0
+        return FittedBlocks(
+            dual=self.dual,
+            rows=self.rows,
+            capacity=self.capacity,
+            vector_offsets=self.vector_offsets,
+            matrix_offsets=self.matrix_offsets,
+            lift_offsets=self.lift_offsets.clone(),  # a fit may move lifts
+            status=room(count, torch.int32),
+            rank=torch.zeros(count, dtype=torch.int64, device=device),
+            spectrum=room(count, torch.int32),
+            hindcast_error=room(count, real),
+            trusted_horizon=room(count, real),
+            increments=room(count, torch.int32),
+            delays=room(count, torch.int64),
+            block_average=room(count, torch.int64),
+            estimator=room(count, torch.int32),
+            mixture=torch.zeros((count, members, 4), dtype=real, device=device),
+            origin_offsets=self.origin_offsets,
+            singular_values=room(vectors, real),
+            singular_offsets=self.singular_offsets,
+            operators=written[:matrices] if self.shared else room(matrices, real),
+            start=room(vectors, real),
+            lifts=written,
+            grams=room((matrices + vectors) // 2 if self.shared else 0, real),
+            origins=torch.zeros(self.origins, dtype=real, device=device),
+            eigenvalues=room(vectors, pairs),
+            eigenvectors=room(matrices, pairs),
+            amplitudes=room(vectors, pairs),
+        )

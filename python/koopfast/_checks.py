@@ -13,6 +13,8 @@ from koopfast.errors import ConfigError
 
 def whole(argument: str, value: object, least: int, hint: str = "") -> int:
     """``value`` as an int, or ConfigError unless it is an integer (not a bool) of ``least``."""
+    if type(value) is int and value >= least:  # the test for SupportsIndex takes microseconds
+        return value
     number = index(value) if isinstance(value, SupportsIndex) else None
     if number is None or isinstance(value, bool) or number < least:
         raise ConfigError(

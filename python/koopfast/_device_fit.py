@@ -62,7 +62,8 @@ class DeviceBlocks:
         m, device, sizes = snapshots.shape[0], snapshots.device, table.sizes
         dual = sizes > m
         capacity = _ops.rank_capacity(options, m, sizes)
-        fitted = _blocks.unfitted(dual, torch.where(dual, m, sizes), capacity, device=device)
+        rows = torch.where(dual, m, sizes)
+        fitted = _blocks.Layout.of(dual, rows, capacity, device=device).room()
         selections = []
         for form in (True, False):
             blocks = torch.nonzero(dual == form).flatten()
@@ -273,7 +274,7 @@ def _bound_on_host(
     if len(blocks) == 0:
         return
     device, own = fitted.spectrum.device, capacity[blocks]
-    host = _blocks.unfitted(dual[blocks], rows[blocks], own)
+    host = _blocks.Layout.of(dual[blocks], rows[blocks], own).room()
     places = {
         "operators": _blocks.ragged(_blocks.starts(capacity**2)[blocks], own**2),
         "lifts": _blocks.ragged(_blocks.starts(rows * capacity)[blocks], rows[blocks] * own),

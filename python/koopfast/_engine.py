@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any, Literal, TypeVar
@@ -193,7 +192,7 @@ class Engine:
             return
         left = self._rows.steps_left
         if controller.wants_look(left):
-            controller.look(self._look(controller, probe).loss, left)
+            controller.look(self._look(controller, probe)[0].loss, left)
 
     @property
     def _rows(self) -> SnapshotBuffer:
@@ -201,8 +200,8 @@ class Engine:
         assert isinstance(self._snapshots, SnapshotBuffer)
         return self._snapshots
 
-    def _look(self, controller: Controller, probe: Probe) -> Look:
-        """The loss now, outside of any jump."""
+    def _look(self, controller: Controller, probe: Probe) -> tuple[Look, Savepoint]:
+        """The loss now, outside of any jump, and what was saved and put back for it."""
         self._jumping = True
         try:
             savepoint = self._savepoint()
@@ -210,7 +209,7 @@ class Engine:
         finally:
             self._jumping = False
         controller.spend(1, len(look.parts))
-        return look
+        return look, savepoint
 
     def _consider(self, controller: Controller, probe: Probe) -> JumpRecord | None:
         """The window is full: jump, only watch, or undo the jump before."""
@@ -218,12 +217,12 @@ class Engine:
         self._look_at_clock(controller)
         # A jump is judged in any case: what it gained is what the clock allows for.
         if (controller.pause == 0 or controller.on_trial) and controller.ready():
-            look = self._look(controller, probe)
+            look, savepoint = self._look(controller, probe)
             decision = controller.arrive(look.loss)
             self._look_at_clock(controller)
             self._estimate_gains(controller)
             if decision == "jump" and controller.pause == 0:
-                return self._jump(probe, look)
+                return self._jump(probe, look, savepoint)
             counters.probe_evaluations += 1
             counters.seconds_probe += look.seconds
             if decision == "undo" and self._rollback is not None:
@@ -302,10 +301,17 @@ class Engine:
         self.history.counters.jumps_rolled_back += 1
         point.restore()
 
-    def _jump(self, probe: Probe | None, look: Look | None = None) -> JumpRecord:
-        """One attempt, all or nothing: an exception leaves everything as it was before it."""
+    def _jump(
+        self,
+        probe: Probe | None,
+        look: Look | None = None,
+        savepoint: Savepoint | None = None,
+    ) -> JumpRecord:
+        """One attempt, all or nothing: an exception leaves everything as it was before it.
+
+        ``savepoint``: that of ``look``; nothing has changed since.
+        """
         history: HistoryMark | None = None
-        savepoint: Savepoint | None = None
         optimizer_state: OptimizerState | None = None
         controller, rollback = ControllerMark(self._controller), self._rollback
         self._jumping = True
@@ -314,7 +320,7 @@ class Engine:
             self._team.prepare()
             self._parameters.check_unchanged(self._model)
             optimizer_state = OptimizerState(self._optimizer, copy=False)
-            savepoint = self._savepoint()
+            savepoint = savepoint or self._savepoint()
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:
@@ -358,10 +364,10 @@ class Engine:
         except FitFailure as failure:
             known = {} if look is None else probed(look)
             verdict = refused("operator", str(failure), **known)
-            return JumpRecord(step=step, **dataclasses.asdict(verdict))
+            return JumpRecord(step=step, **vars(verdict))
         return JumpRecord(
             step=step,
-            **dataclasses.asdict(verdict),
+            **vars(verdict),
             seconds_fit=seconds_fit,
             seconds_predict=seconds_predict,
             rank=Spread.of(operator.rank.cpu().numpy()),
@@ -446,10 +452,10 @@ class Engine:
     def _warn_of_newcomers(self) -> None:
         """Say it once if the optimizer now steps a parameter that jumps do not know."""
         own = {id(p) for p in self._parameters.parameters}
-        names = {id(p): name for name, p in self._model.named_parameters()}
         stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
         new = [p for p in stepped if p.requires_grad and p.numel() > 0 and id(p) not in own]
         if new:
+            names = {id(p): name for name, p in self._model.named_parameters()}
             name = names.get(id(new[0]), "(not in the model)")
             self._notices.warn(
                 "newcomer",

@@ -147,7 +147,7 @@ class MomentWindow:
             return {}
         n = self._vector.n
         seen = rows.snapshots
-        table = BlockTable(partition)
+        table = BlockTable.of(partition)
         fitted = None if steps == 0 else _ops.dual_fit(self._beside.snapshots, table, options)
         found: dict[Tensor, dict[str, Any]] = {
             p: dict(self._optimizer.state[p]) for p in self._vector.parameters

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from koopfast import _device, _native, _torch_passes
 from koopfast._blocks import (
     BlockTable,
     FittedBlocks,
-    starts,
-    unfitted,
+    Layout,
 )
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE
@@ -205,7 +205,11 @@ def horizons_at_once(n: int) -> int:
 
 def room_for(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> FittedBlocks:
     """Room for what a fit with these options leaves of blocks of these sizes and forms."""
-    return unfitted(
+    return _layout(options, m, sizes, dual).room()
+
+
+def _layout(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> Layout:
+    return Layout.of(
         dual,
         torch.where(dual, m, sizes),
         rank_capacity(options, m, sizes),
@@ -218,18 +222,42 @@ def room_for(options: FitOptions, m: int, sizes: Tensor, dual: Tensor) -> Fitted
     )
 
 
+@dataclass(frozen=True)
+class _FitPlan:
+    """Which blocks are fitted in which form: the same for every window of as many snapshots."""
+
+    layout: Layout
+    dual: Sequence[Tensor]  # batches
+    small: Tensor  # blocks whose moments are the smaller form
+    others: Tensor
+
+    @classmethod
+    def of(cls, table: BlockTable, options: FitOptions, m: int) -> _FitPlan:
+        dual = table.sizes > m
+        # Moments are the smaller form where there are as many pairs as stacked weights.
+        small = torch.zeros_like(dual)
+        if fits_from_moments(options) and options.delays != "auto":
+            small = ~dual & (table.sizes * options.delays <= m - options.least_snapshots + 1)
+        return cls(
+            layout=_layout(options, m, table.sizes, dual),
+            dual=dual_batches(torch.nonzero(dual).flatten(), m),
+            small=torch.nonzero(small).flatten(),
+            others=torch.nonzero(~dual & ~small).flatten(),
+        )
+
+
 def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> FittedBlocks:
     """Fit every block: the dual form where it has more weights than snapshots, else the primal."""
     m = snapshots.shape[0]
-    dual = table.sizes > m
-    fitted = room_for(options, m, table.sizes, dual)
+    plan = table.plan((m, options), lambda: _FitPlan.of(table, options, m))
+    fitted = plan.layout.room()
     # Where a host copy is needed, it is made once, not again for every batch.
     in_place = options.method == "gram" and _in_place(snapshots)
-    host = snapshots if in_place and bool(dual.all()) else snapshots.cpu()
+    all_dual = len(plan.small) + len(plan.others) == 0
+    host = snapshots if in_place and all_dual else snapshots.cpu()
     source = snapshots if in_place else host
     # Gram matrices of dual blocks, (m, m) each, are dropped once a batch of them is fitted.
-    by_moments = fits_from_moments(options)
-    for blocks in dual_batches(torch.nonzero(dual).flatten(), m):
+    for blocks in plan.dual:
         if options.method == "gram":
             grams = snapshot_gram(source, table, blocks, rows=_rows_of(options)).cpu()
             fit_grams(grams, table, blocks, options, fitted)
@@ -238,16 +266,11 @@ def operator_fit(snapshots: Tensor, table: BlockTable, options: FitOptions) -> F
             source, table, blocks, rows=_rows_of(options), method=options.method
         )
         _fit_blocks(view(source), table, blocks, True, coordinates, options, fitted)
-    # Moments are the smaller form where there are as many pairs as stacked weights.
-    small = torch.zeros_like(dual)
-    if by_moments and options.delays != "auto":
-        small = ~dual & (table.sizes * options.delays <= m - options.least_snapshots + 1)
-    if bool(small.any()):
-        _fit_primal(host, table, torch.nonzero(small).flatten(), options, fitted)
-    others = torch.nonzero(~dual & ~small).flatten()
-    if len(others) > 0:
+    if len(plan.small) > 0:
+        _fit_primal(host, table, plan.small, options, fitted)
+    if len(plan.others) > 0:
         none = torch.empty(0, dtype=torch.float64, device="cpu")
-        _fit_blocks(view(host), table, others, False, none, options, fitted)
+        _fit_blocks(view(host), table, plan.others, False, none, options, fitted)
     return fitted.repacked()
 
 
@@ -374,17 +397,18 @@ def operator_power(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, their offsets a block, and the bases (len(blocks), k), as operator_power.h says."""
     k = len(horizons)
-    rows = fitted.rows[blocks]
-    value_offsets = starts(rows * k)
-    values = torch.empty(int(rows.sum()) * k, dtype=torch.float64, device="cpu")
+    rows = fitted.rows.numpy()[blocks.numpy()]
+    ends = np.cumsum(rows * k)
+    value_offsets = torch.from_numpy(ends - rows * k)
+    values = torch.empty(int(ends[-1]), dtype=torch.float64, device="cpu")
     base = torch.empty((len(blocks), k), dtype=torch.float64, device="cpu")
     # `own` must outlive the call: it owns the memory behind the addresses.
     own, addresses = fitted.selected(blocks)
     _native.operator_power(
         addresses,
-        rows.data_ptr(),
+        rows.ctypes.data,
         len(blocks),
-        bool(fitted.dual[blocks[0]]),
+        bool(fitted.dual.numpy()[int(blocks[0])]),
         horizons.data_ptr(),
         k,
         value_offsets.data_ptr(),
@@ -415,10 +439,7 @@ def predict(
     step = horizons_at_once(out.shape[1])
     for first in range(0, len(horizons), step):
         some = torch.tensor(horizons[first : first + step], dtype=torch.float64, device="cpu")
-        for form in (True, False):
-            blocks = torch.nonzero(fitted.dual == form).flatten()
-            if len(blocks) == 0:
-                continue
+        for form, blocks in fitted.forms:
             values = operator_power(fitted, blocks, some)
             _combine(snapshots, table, blocks, form, values, out[first : first + step])
 
@@ -503,7 +524,10 @@ def check_horizons(horizons: ArrayLike) -> list[float]:
             raise TypeError
         if isinstance(horizons, Tensor):
             horizons = horizons.tolist()  # from wherever it is
-        result = [float(h) for h in np.atleast_1d(np.asarray(horizons, dtype=object))]
+        if isinstance(horizons, list) and all(type(h) is float for h in horizons):
+            result = [*horizons]
+        else:
+            result = [float(h) for h in np.atleast_1d(np.asarray(horizons, dtype=object))]
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"horizons: expected a number of recorded intervals or a sequence of them, "

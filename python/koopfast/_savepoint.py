@@ -88,7 +88,8 @@ class Buffers:
         self._saved = [
             (module, name, buffer, None if _shares_memory(buffer) else buffer.detach().clone())
             for module in model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
         ]
 
     @property
@@ -134,7 +135,8 @@ class Modes:
 
     def restore(self) -> None:
         for module, training in self._saved:
-            module.training = training
+            if module.training is not training:  # setting an attribute of a module is slow
+                module.training = training
 
 
 class RandomStreams:

@@ -194,7 +194,7 @@ class Shards(Ranks):
         assert isinstance(snapshots, SnapshotBuffer)
         assert self._cells is not None
         cells, options, rows = self._cells, config.fit_options, snapshots.snapshots
-        m, table = rows.shape[0], _blocks.BlockTable(partition)
+        m, table = rows.shape[0], _blocks.BlockTable.of(partition)
         fitted = self._guarded(lambda: _ops.all_dual(m, table, options))
         for blocks in _ops.dual_batches(torch.arange(partition.n_blocks, device="cpu"), m):
             self._fit_some(rows, table, blocks, options, fitted)

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,9 +79,9 @@ class WeightWatch:
         self._device = parameters.device
         self._places: list[int] = []
         self._views: list[Tensor] = []
-        # The same memory as numpy has it, where that can be: reading it is ten times as fast, and
+        # The same memory outside of torch, where that can be: reading it is ten times as fast, and
         # this is done twice a step.
-        self._arrays: list[np.ndarray] | None = None
+        self._memory: list[memoryview] | None = None
         self._seen: Tensor | bytes | None = None
         self._seen_dtype = parameters.dtype
         self._changed: Tensor | None = None
@@ -134,24 +133,25 @@ class WeightWatch:
         self._seen = None if sample is None else sample.to(self._device)
 
     def _sample(self) -> Tensor | bytes:
-        with torch.no_grad():
-            chosen = self._vector.tensors[:: self._spacing]
-            places = [p.data_ptr() for p in chosen]
-            if places != self._places:  # also when p.data was exchanged
-                self._views = [_few(p.detach()) for p in chosen if p.numel() > 0]
-                self._arrays = self._as_arrays(self._views)
-                self._places = places
-            if self._arrays is not None:
-                return b"".join([array.tobytes() for array in self._arrays])
-            if not self._views:  # a shard without weights
-                return torch.empty(0, dtype=torch.int64, device=self._device)
-            return _bits(torch.cat(self._views)).flatten()
+        chosen = self._vector.tensors[:: self._spacing]
+        places = [p.data_ptr() for p in chosen]
+        if places != self._places:  # also when p.data was exchanged
+            self._views = [_few(p.detach()) for p in chosen if p.numel() > 0]
+            self._memory = self._as_memory(self._views)
+            self._places = places
+        if self._memory is not None:
+            return b"".join(self._memory)
+        if not self._views:  # a shard without weights
+            return torch.empty(0, dtype=torch.int64, device=self._device)
+        return _bits(torch.cat(self._views)).flatten()
 
-    def _as_arrays(self, views: list[Tensor]) -> list[np.ndarray] | None:
-        """None unless they lie where numpy reads and are of one dtype, as a saved sample is."""
+    def _as_memory(self, views: list[Tensor]) -> list[memoryview] | None:
+        """None unless they lie where Python reads and are of one dtype, as a saved sample is."""
         dtypes = {view.dtype for view in views}
         here = self._device.type == "cpu" and all(type(view) is Tensor for view in views)
-        return [_bits(view).numpy() for view in views] if here and len(dtypes) == 1 else None
+        if not here or len(dtypes) != 1 or not all(view.is_contiguous() for view in views):
+            return None
+        return [_bits(view).numpy().data for view in views]
 
     def _as_tensor(self, sample: bytes) -> Tensor:
         return torch.frombuffer(bytearray(sample), dtype=_bits(self._views[0]).dtype)
@@ -204,9 +204,11 @@ class RateWatch:
         return changed
 
     def _read(self) -> list[float]:
-        rates = [group.get("lr", 0.0) for group in self._optimizer.param_groups]
-        # A rate kept on the GPU would have to be waited for at every step.
-        return [
-            0.0 if rate is None or (isinstance(rate, Tensor) and rate.is_cuda) else float(rate)
-            for rate in rates
-        ]
+        rates = (group.get("lr", 0.0) for group in self._optimizer.param_groups)
+        return [rate if type(rate) is float else _number(rate) for rate in rates]
+
+
+def _number(rate: Any) -> float:
+    # A rate kept on the GPU would have to be waited for at every step.
+    elsewhere = rate is None or (isinstance(rate, Tensor) and rate.is_cuda)
+    return 0.0 if elsewhere else float(rate)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -299,7 +300,7 @@ class KoopmanConfig(FitOptions):
             return self.stride
         return 1 if self.adaptive else _FIXED_STRIDE
 
-    @property
+    @functools.cached_property
     def fit_options(self) -> FitOptions:
         """The fields that concern the operator."""
         return FitOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FitOptions)})

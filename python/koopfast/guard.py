@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 import numbers
 import weakref
@@ -121,7 +122,7 @@ class Guard:
             looks = [timed.look(savepoint)]
             for weights in rows:
                 if _is_finite(parameters, weights):
-                    parameters.write(weights)
+                    parameters.write(weights, backup=False)
                     looks.append(timed.look(savepoint, moved=True))
                 else:
                     looks.append(Look(math.nan, ()))
@@ -296,7 +297,10 @@ def _try(
     before: Look,
     worth: Callable[[float, float], bool] | None = None,
 ) -> Verdict:
-    """Let ``search`` lead, keep the best if it is better, leave those weights in place."""
+    """Let ``search`` lead, keep the best if it is better, leave those weights in place.
+
+    Should anything go wrong, the caller restores ``savepoint``: writing needs no copy of its own.
+    """
     tried: list[tuple[int, float]] = []
     best, best_horizon, best_weights = before, 0, None
     bad_weights = False
@@ -310,7 +314,7 @@ def _try(
         except StopIteration:
             break
         if probe.team.all(_is_finite(parameters, weights)):
-            parameters.write(weights)
+            parameters.write(weights, backup=False)
             look = probe.look(savepoint, moved=True)
             answer = look.loss
             if answer < best.loss:
@@ -332,7 +336,7 @@ def _try(
         kind, reason = "stale", _STALE
     accepted = kind == "accepted"
     if best_weights is not None and accepted:
-        parameters.write(best_weights)
+        parameters.write(best_weights, backup=False)
         if statistics is not None:
             statistics.restore()
     else:
@@ -374,6 +378,10 @@ def scalar_loss(value: Any, source: str) -> float:
     Raises:
         ConfigError: it is not a real number, nor a tensor or array with exactly one.
     """
+    if type(value) is Tensor and value.numel() == 1:
+        number = value.item()
+        if type(number) is float:
+            return number
     advice = "return one real number, for example loss.mean()"
     if isinstance(value, (Tensor, np.ndarray)):
         shape = tuple(value.shape)
@@ -396,7 +404,7 @@ def _judge_finite(
     if accepted and team.all(_is_lost(parameters, weights)):
         accepted, kind, reason = False, "rounded", _rounded_in_words(horizon)
     elif accepted:
-        parameters.write(weights)
+        parameters.write(weights, backup=False)
         kind, reason = "accepted", f"all weights predicted {horizon} steps ahead are finite"
     else:
         kind, reason = "non_finite", f"some weights predicted {horizon} steps ahead are not finite"
@@ -406,7 +414,9 @@ def _judge_finite(
 def _is_finite(parameters: ParameterVector, weights: Tensor) -> bool:
     """True if each weight is finite in its own parameter's dtype (float16 overflows early)."""
     if all(p.dtype == weights.dtype for p in parameters.parameters):
-        return bool(torch.isfinite(weights).all())
+        # One pass instead of several: a sum is finite only if each of its terms is. That of finite
+        # ones may overflow.
+        return cmath.isfinite(weights.sum().item()) or bool(torch.isfinite(weights).all())
     views = zip(parameters.values(weights), parameters.tensors, strict=True)
     return all(bool(torch.isfinite(view.to(p.dtype)).all()) for view, p in views)
 

@@ -8,12 +8,13 @@ Everything here is made of Python numbers and strings, so it survives JSON and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from koopfast.errors import CheckpointError
 
@@ -32,6 +33,8 @@ __all__ = [
 
 _Record = TypeVar("_Record")
 
+_FEW = 64  # numbers that Python sorts sooner than numpy
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -45,8 +48,12 @@ class Spread:
     def of(cls, values: ArrayLike) -> Spread | None:
         """Spread of the finite ones among ``values``; None when there is none."""
         numbers = np.asarray(values, dtype=np.float64)
-        finite = np.sort(numbers[np.isfinite(numbers)], axis=None)
-        count = finite.size
+        finite: Sequence[float] | NDArray[np.float64]
+        if numbers.size <= _FEW:
+            finite = sorted(filter(math.isfinite, numbers.ravel().tolist()))
+        else:
+            finite = np.sort(numbers[np.isfinite(numbers)], axis=None)
+        count = len(finite)
         if count == 0:
             return None
         median = (finite[(count - 1) // 2] + finite[count // 2]) / 2

@@ -295,7 +295,7 @@ class KoopmanOperator:
         elif _single_weights.fits(states, partition, options):
             fitted = SingleWeights.fit(states, partition, options)
         else:
-            table = _blocks.BlockTable(partition)
+            table = _blocks.BlockTable.of(partition)
             on_device = _device_fit.fits(states, table, options)
             fit = DeviceBlocks.fit if on_device else _ops.operator_fit
             fitted = fit(states, table, options)
@@ -348,7 +348,7 @@ class KoopmanOperator:
                 like, self.partition, self._fit, wanted, out, observables=self.observables
             )
         else:
-            table = _blocks.BlockTable(self.partition) if self._table is None else self._table
+            table = _blocks.BlockTable.of(self.partition) if self._table is None else self._table
             _ops.predict(like, table, self._fit, wanted, out)
 
     @property
@@ -359,16 +359,22 @@ class KoopmanOperator:
     @property
     def ok(self) -> bool:
         """Whether every block was fitted or stands still."""
-        return not bool((self.status == NON_FINITE).any())
+        return not bool((self._statuses == NON_FINITE).any())
 
     @property
     def still(self) -> bool:
         """Whether no block has anything to predict."""
-        return not bool((self.status == OK).any())
+        return not bool((self._statuses == OK).any())
+
+    @property
+    def _statuses(self) -> NDArray[np.int32]:
+        """The status of each block as numpy has it, which looks at a few sooner than torch."""
+        statuses: NDArray[np.int32] = self.status.cpu().numpy()
+        return statuses
 
     def failure(self) -> str | None:
         """One sentence on why the operator cannot be used, or None where it can."""
-        bad = torch.nonzero(self.status == NON_FINITE).flatten()
+        bad = np.flatnonzero(self._statuses == NON_FINITE)
         if len(bad) > 0:
             first = int(bad[0])
             names = self.partition.names

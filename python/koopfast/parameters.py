@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -228,7 +228,11 @@ class ParameterVector:
         """As :meth:`read_into`, into what :meth:`views` gave: the fast way for a row used often."""
         _copy(views, self.tensors)
 
-    def write(self, flat: Tensor) -> None:
+    def add_to_views(self, views: list[Tensor]) -> None:
+        """Add the parameters to what is in such views."""
+        _without_gradients(torch._foreach_add_, views, self.tensors)
+
+    def write(self, flat: Tensor, *, backup: bool = True) -> None:
         """Copy ``flat``, (n,), into the parameters, converted to each one's dtype and device.
 
         Of complex numbers, a real parameter takes the real part.
@@ -236,6 +240,10 @@ class ParameterVector:
         All or nothing: should anything go wrong on the way (an interrupt from the keyboard too),
         every parameter is restored bit for bit and the exception goes on. The parameters are
         changed in place, so optimizer state, hooks and other references to them stay good.
+
+        Args:
+            flat: the numbers.
+            backup: False leaves the way back to a caller who has a copy of all parameters.
 
         Raises:
             ConfigError: ``flat`` is not a floating-point tensor of shape (n,), or complex where
@@ -247,6 +255,9 @@ class ParameterVector:
             raise ConfigError(f"flat: expected a floating-point tensor, got {flat.dtype}")
         self.check_unchanged()
         sources = self.values(flat.detach())
+        if not backup:
+            _copy(self.tensors, sources)
+            return
         # Clones, not one flat backup: a round trip through a wider dtype need not keep the bits
         # of a NaN, and a clone keeps the memory format, which makes the way back a plain memcpy.
         before = [t.detach().clone() for t in self.tensors]
@@ -275,7 +286,9 @@ class ParameterVector:
         Raises:
             ParameterChangedError: names the parameter, what was expected and what came.
         """
-        if [_signature(p) for p in self.parameters] != self._expected:
+        # As _signature, without a call for each: this is done at every step.
+        now = [(p.shape, p.dtype, p.device, p.requires_grad) for p in self.parameters]
+        if now != self._expected:
             self._raise_changed()
         if model is not None:
             everything = model.named_parameters(remove_duplicate=False)
@@ -310,8 +323,17 @@ class ParameterVector:
 
 def _copy(destinations: _Tensors, sources: _Tensors) -> None:
     """Copy each source into its destination, converting dtypes where they differ."""
-    with torch.no_grad():
-        torch._foreach_copy_(destinations, sources)
+    _without_gradients(torch._foreach_copy_, destinations, sources)
+
+
+def _without_gradients(work: Callable[..., object], *tensors: _Tensors) -> None:
+    """As under ``torch.no_grad()``, which takes as long as the work on a small network."""
+    with_gradients = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(False)
+        work(*tensors)
+    finally:
+        torch._C._set_grad_enabled(with_gradients)
 
 
 def _shown(value: object) -> object:

@@ -277,7 +277,7 @@ class Partition:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Partition):
             return NotImplemented
-        return (
+        return self is other or (
             self.n == other.n
             and torch.equal(self.block_offsets, other.block_offsets)
             and torch.equal(self.segment_starts, other.segment_starts)

@@ -295,8 +295,7 @@ class SnapshotBuffer:
         if first:
             self.vector.read_into_views(self._sum_views)
         else:
-            with torch.no_grad():
-                torch._foreach_add_(self._sum_views, self.vector.tensors)
+            self.vector.add_to_views(self._sum_views)
 
     def _row_views(self) -> list[Tensor]:
         row = self._count
