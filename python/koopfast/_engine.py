@@ -18,6 +18,7 @@ from koopfast._distributed import FitFailure
 from koopfast._moment_window import MomentWindow
 from koopfast._notices import Notices
 from koopfast._rehearsal import Rehearsal
+from koopfast._relaxation import Relaxation
 from koopfast._savepoint import (
     Buffers,
     OptimizerState,
@@ -43,6 +44,8 @@ __all__ = ["WRITTEN", "Engine"]
 
 # What broke a window: a rate that changed, weights that somebody wrote.
 _RATE, WRITTEN = 1, 2
+# Steps at the end of a window that are compared with each other.
+_MEASURED = 2
 
 _Result = TypeVar("_Result")
 
@@ -82,6 +85,7 @@ class Engine:
             )
         self._parameters = self._team.parameters(model, optimizer)
         self._partition = self._team.partition(config, model, self._parameters)
+        self._relaxation = Relaxation(optimizer, self._parameters)
         self._controller = self._new_controller()
         self._rehearsal = Rehearsal(config) if config.dry_run else None
         self._snapshots = new_buffer(config, self._parameters, self._partition, self._schedule)
@@ -98,6 +102,7 @@ class Engine:
         self._since_begin = Since()
         self._notices = Notices()
         self._rollback: ReturnPoint | None = None
+        self._shorter: ReturnPoint | None = None  # before steps were lengthened on trial
         self._skip_watch = _attach.SkipWatch(optimizer)
         self._jumping = False
 
@@ -106,6 +111,12 @@ class Engine:
         self._refuse_reentry()
         if not self._step_watch.began and self._weight_watch.compare():
             self._break(WRITTEN)
+        controller, relaxation = self._controller, self._relaxation
+        if controller is not None and not self._step_watch.began:
+            relaxation.part = controller.part if self._enabled else 1.0
+            recording = self._enabled and self._idle == 0
+            relaxation.measuring = recording and self._rows.steps_left <= _MEASURED
+            relaxation.begin()
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
@@ -216,16 +227,24 @@ class Engine:
         counters = self.history.counters
         self._look_at_clock(controller)
         # A jump is judged in any case: what it gained is what the clock allows for.
-        if (controller.pause == 0 or controller.on_trial) and controller.ready():
+        due = controller.pause == 0 or controller.on_trial or controller.part < 1
+        if due and controller.ready():
             look, savepoint = self._look(controller, probe)
-            decision = controller.arrive(look.loss)
+            [turning] = self._team.of_first([self._relaxation.turning()])
+            decision = controller.arrive(look.loss, turning)
             self._look_at_clock(controller)
             self._estimate_gains(controller)
             if decision == "jump" and controller.pause == 0:
                 return self._jump(probe, look, savepoint)
             counters.probe_evaluations += 1
             counters.seconds_probe += look.seconds
-            if decision == "undo" and self._rollback is not None:
+            point, self._shorter = self._shorter, None
+            if decision == "rise":
+                self._shorter = self._return_point()
+            elif decision == "undo" and point is not None:
+                self._parameters.check_unchanged(self._model)
+                point.restore()
+            elif decision == "undo" and self._rollback is not None:
                 self._undo()
         self._idle, controller.pause = controller.pause, 0
         self._restart_window()
@@ -314,6 +333,7 @@ class Engine:
         history: HistoryMark | None = None
         optimizer_state: OptimizerState | None = None
         controller, rollback = ControllerMark(self._controller), self._rollback
+        self._shorter = None
         self._jumping = True
         try:
             history = HistoryMark(self.history)
@@ -472,6 +492,7 @@ class Engine:
         if self._moments is not None:
             self._moments.clear()
         self._weight_watch.forget()
+        self._relaxation.turning()
         self._lag = 0
         self._broken = 0
 
@@ -481,6 +502,7 @@ class Engine:
             self._controller.forget()
         if self._rehearsal is not None:
             self._rehearsal.forget()
+        self._shorter = None
         self._restart_window()
 
     def _break(self, cause: int) -> None:
@@ -531,7 +553,10 @@ class Engine:
 
     def _new_controller(self) -> Controller | None:
         config = self.config
-        return Controller(config.snapshots, config.max_horizon) if config.adaptive else None
+        if not config.adaptive:
+            return None
+        relax = config.relax and self._relaxation.possible
+        return Controller(config.snapshots, config.max_horizon, relax=relax)
 
     def _new_moments(self, snapshots: SnapshotBuffer | MomentBuffer) -> MomentWindow | None:
         """Where the optimizer's state is predicted, its window beside that of the weights.
@@ -553,7 +578,8 @@ class Engine:
     def _undo_state(self) -> dict[str, Any] | None:
         """What an automatic undo needs to come, saved while it may come."""
         on_trial = self._controller is not None and self._controller.on_trial
-        return self._rollback.state_dict() if on_trial and self._rollback is not None else None
+        point = self._rollback if self._shorter is None else self._shorter
+        return point.state_dict() if on_trial and point is not None else None
 
     def _return_point(self) -> ReturnPoint:
         """The weights, buffers and optimizer state of now."""
@@ -638,10 +664,12 @@ class Engine:
         self._lag = loaded.lag
         self._guard.needs_gradients = loaded.needs_gradients
         self._notices.warned = loaded.warned
-        self._rollback = undo
+        rising = controller is not None and controller.rising
+        self._rollback, self._shorter = (None, undo) if rising else (undo, None)
         self._rate_watch.rates = loaded.rates
         self._rate_watch.largest = loaded.largest_rates
         self._weight_watch.noted = loaded.noted
+        self._relaxation.increment = loaded.increment
         self._broken, self._reserved = 0, False
         if loaded.elsewhere:
             self._notices.warn(
@@ -666,6 +694,7 @@ class Engine:
             rates=self._rate_watch.rates,
             largest_rates=self._rate_watch.largest,
             noted=self._weight_watch.noted,
+            increment=self._relaxation.increment,
             schedule=self._schedule,
             undo=self._undo_state(),
         )

@@ -38,6 +38,7 @@ _KEYS = {
     "rates",
     "largest_rates",
     "noted",
+    "increment",
     "layout",
 }
 # Differences listed in a message; a thousand of them help nobody.
@@ -57,6 +58,7 @@ class TrainingState:
     rates: list[float]
     largest_rates: list[float]
     noted: Tensor | None
+    increment: Tensor | None
     elsewhere: bool  # saved by processes that held other parts of the parameters: no window
 
 
@@ -75,6 +77,7 @@ def pack(
     rates: Iterable[float],
     largest_rates: Iterable[float],
     noted: Tensor | None,
+    increment: Tensor | None,
     schedule: Schedule | None,
     undo: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -94,6 +97,7 @@ def pack(
         "rates": list(rates),
         "largest_rates": list(largest_rates),
         "noted": noted,
+        "increment": increment,
         "controller": None if schedule is None else schedule.state_dict(),
         "undo": undo,
         "layout": parameters.layout,
@@ -151,6 +155,7 @@ def unpack(
         rates=_rates(state, "rates"),
         largest_rates=_rates(state, "largest_rates"),
         noted=_sample(state, "noted"),
+        increment=_increment(state, parameters),
         elsewhere=state["layout"] != parameters.layout,
     )
     if len(loaded.rates) != len(loaded.largest_rates):
@@ -162,7 +167,7 @@ def unpack(
         schedule.load_state_dict(state["controller"])
         snapshots.clear(stride=schedule.stride, average=schedule.average)
     if loaded.elsewhere:
-        return dataclasses.replace(loaded, lag=0, noted=None)
+        return dataclasses.replace(loaded, lag=0, noted=None, increment=None)
     try:
         snapshots.load_state_dict(state["snapshots"])
     except CheckpointError:
@@ -239,3 +244,15 @@ def _sample(state: Mapping[str, Any], key: str) -> Tensor | None:
     if value is not None and not (isinstance(value, Tensor) and value.dim() == 1):
         raise CheckpointError(f"state[{key!r}]: expected a tensor (k,) or None, got {value!r}")
     return value
+
+
+def _increment(state: Mapping[str, Any], parameters: ParameterVector) -> Tensor | None:
+    value = _sample(state, "increment")
+    if value is None or state["layout"] != parameters.layout:
+        return None
+    if len(value) != parameters.n or value.dtype != parameters.dtype:
+        raise CheckpointError(
+            f"state['increment']: expected ({parameters.n},) of {parameters.dtype}, got "
+            f"{tuple(value.shape)} of {value.dtype}"
+        )
+    return value.to(parameters.device, copy=True)

@@ -130,7 +130,8 @@ class Stateful:
             # What differs from rank to rank is left out: DCP takes it from any of them.
             kept = {key: saved[key] for key in saved if key not in ("snapshots", "sum", "lengths")}
             kept |= {"count": len(saved["snapshots"]), "summed": saved["sum"] is not None}
-            state |= {"snapshots": kept, "undo": None, "noted": None, "layout": ""}
+            state |= {"snapshots": kept, "undo": None, "layout": ""}
+            state |= {"noted": None, "increment": None}
         file = io.BytesIO()
         torch.save(state, file)
         return {KEY: file.getvalue(), **(window or {})}
@@ -169,10 +170,11 @@ class _WayBack:
 
     def __init__(self, trainer: KoopmanTrainer) -> None:
         self._trainer = trainer
-        self._rollback, self._operator = trainer._rollback, trainer.operator
+        self._points, self._operator = (trainer._rollback, trainer._shorter), trainer.operator
 
     def restore(self) -> None:
-        self._trainer._rollback, self._trainer.operator = self._rollback, self._operator
+        self._trainer._rollback, self._trainer._shorter = self._points
+        self._trainer.operator = self._operator
 
 
 def _parts(trainer: KoopmanTrainer, others: Mapping[str, Any]) -> dict[str, Any]:

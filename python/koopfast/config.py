@@ -102,6 +102,12 @@ class KoopmanConfig(FitOptions):
             or those that ``recalibrate`` of the trainer passes through the model (as Izmailov et
             al. 2018, section 3.2, and ``torch.optim.swa_utils.update_bn`` do for means of
             weights). A candidate then costs a forward pass more for each of these batches.
+        relax: where consecutive optimizer steps cancel each other, as at a learning rate near the
+            largest that does not diverge, go only half of each (a quarter, ... at least a
+            sixteenth): what is left is the slow motion, which is predicted further. Whole steps
+            come back when that does not pay. Only where the stride sets itself, and with float32
+            or float64 parameters. The rate in the optimizer stays as it is; a trainer that is
+            switched off leaves steps whole.
         overhead: share of the training time that recording, fitting, predicting and probing may
             take beyond what jumps are seen to save, by the clock, beside the bound by counts that
             always holds; the first quarter of a second is free. None leaves the clock out, for
@@ -137,6 +143,7 @@ class KoopmanConfig(FitOptions):
     cooldown: int = 0
     optimizer_state: Literal["auto", "keep", "reset", "decay", "predict"] = "auto"
     batch_norm: Literal["keep", "recalibrate"] = "keep"
+    relax: bool = True
     overhead: float | None = 0.05
     max_bytes: int | None = None
     offload: bool = False
@@ -161,7 +168,7 @@ class KoopmanConfig(FitOptions):
                     "overhead: expected a share of the training time above 0 and up to 1, or None, "
                     f"got {given!r}"
                 )
-        for field in ("streaming", "offload", "dry_run"):
+        for field in ("streaming", "offload", "dry_run", "relax"):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
         if self.streaming and self.offload:

@@ -36,7 +36,7 @@ class Damped:
 Candidate = float | Literal["mean"] | Damped
 """A horizon in windows, the mean of the window's second half, or a horizon, damped by block."""
 
-Decision = Literal["jump", "watch", "undo"]
+Decision = Literal["jump", "watch", "undo", "rise"]
 
 # What probes may cost while they gain nothing: this share of all evaluations, and this many probes.
 _SHARE = 0.01
@@ -54,8 +54,16 @@ _WORSE = 1.2  # a loss higher than before the jump by this factor undoes it
 _STAKE = 0.25
 _SLOWER = 0.25  # of what the first jump seems to lose is charged if the loss still falls
 _LEAST_RATE = 0.02  # of progress; slower than that is standing still
+_MOST_CHANGE = 3.0  # times the rate so far: more is the recovery from a rise, not progress
 _SURE = 2.0  # standard errors
-_GRACE_SECONDS = 0.25
+_GRACE_SECONDS = 0.1
+# Two steps that cancel almost wholly. Independent noise on a step gives no less than -1/2.
+_TURNING = -0.8
+_MOST_HALVINGS = 4
+_TRIAL = 3  # windows in which jumps from steps shortened anew may show what they bring
+_CALM = 16  # windows, at least, in which steps stay shortened where that pays
+_LAME = 4  # windows of shortened steps in a row that gained nothing, before longer ones are tried
+_PATIENCE = 2.0  # times the evaluations so far, before longer steps are tried once more
 
 
 def fall(before: float, after: float) -> float:
@@ -93,6 +101,14 @@ class _State:
     reset_count: int = 0
     exploring: bool = False
     explore_at: float = 0.0  # evaluations before the other treatment of that state is tried
+    halvings: int = 0  # steps go 2**-halvings of their way
+    relax_at: float = 0.0  # evaluations before steps may be shortened
+    free_until: float = 0.0  # evaluations until which shortened steps may lose something
+    rise_at: float = 0.0  # evaluations at which longer steps are tried
+    rise_after: float = 0.0  # evaluations before which they are not
+    turned: bool = False  # the last two steps of the window before cancelled each other
+    rising: bool = False  # the window is the trial of longer steps
+    lame: int = 0  # windows of shortened steps in a row that gained nothing
 
 
 class Controller:
@@ -104,16 +120,23 @@ class Controller:
     overdrawn, or could not bear what a jump from so long a window may lose, nothing is tried until
     training has gone on long enough.
 
+    Where consecutive steps cancel each other, at the edge of stability, steps are halved, as long
+    as windows show that and jumps from shortened steps bring more than whole ones did. Longer ones
+    are tried again when that ends, when nothing is to be tried, and each time that the evaluations
+    have doubled; the trial is undone where the loss rises or steps cancel again.
+
     Args:
         window: snapshots in a window.
         longest: the longest horizon, in windows.
+        relax: whether steps may be shortened.
 
     Attributes:
         pause: optimizer steps to wait before recording goes on, set by a decision.
     """
 
-    def __init__(self, window: int, longest: float = 256) -> None:
+    def __init__(self, window: int, longest: float = 256, *, relax: bool = True) -> None:
         self._window = window
+        self._relax = relax
         self._high = max(_LOW, math.floor(math.log2(longest)))
         self._s = _State()
         self.pause = 0
@@ -129,14 +152,24 @@ class Controller:
         return self._s.stride > 1
 
     @property
+    def part(self) -> float:
+        """Share of each optimizer step that is to be gone."""
+        return 2.0**-self._s.halvings
+
+    @property
     def evaluations(self) -> float:
         """Gradient evaluations so far, probes included."""
         return self._s.evaluations
 
     @property
     def on_trial(self) -> bool:
-        """Whether a jump was made that is not judged yet."""
-        return self._s.jumped != ""
+        """Whether a jump was made, or steps were lengthened, and that is not judged yet."""
+        return self._s.jumped != "" or self._s.rising
+
+    @property
+    def rising(self) -> bool:
+        """Whether steps were lengthened, and that is what is to be judged."""
+        return self._s.rising
 
     @property
     def saved(self) -> float:
@@ -174,7 +207,9 @@ class Controller:
         if s.mark_at == 0:
             return steps_left == self._window // 2
         number = s.attempts + 1
-        return steps_left == 1 and number & (number - 1) == 0 and self._room(0) >= 0
+        # Only where ready() will be content after it: a look that leads to no attempt comes again.
+        enough = self._room(2 + _SEARCH) >= self._stake
+        return steps_left == 1 and number & (number - 1) == 0 and enough
 
     def look(self, loss: float, steps_left: int) -> None:
         """The loss where :meth:`wants_look` asked for it."""
@@ -189,36 +224,61 @@ class Controller:
     def ready(self) -> bool:
         """Whether the account allows a look at the full window; if not, ``pause`` says how long."""
         s = self._s
-        if s.mark_at == 0 or s.jumped:
+        if s.mark_at == 0 or self.on_trial:
             return True
         room = self._room(1 + _SEARCH) - self._stake
+        if s.halvings > 0 and s.evaluations >= s.rise_after:
+            return True  # if not to look for a jump, then for the way back to whole steps
         if room < 0:
             self.pause = math.ceil(-room / _SHARE)
+            if s.halvings > 0:
+                self.pause = min(self.pause, math.ceil(s.rise_after - s.evaluations))
         return room >= 0
 
-    def arrive(self, loss: float) -> Decision:
+    def arrive(self, loss: float, turning: float = math.nan) -> Decision:
         """The window is full and this is the loss: judge what came before, say what to do.
+
+        Args:
+            loss: where the window ends.
+            turning: cosine between its last two steps; NaN if unknown.
 
         Returns:
             ``"jump"``: fit, predict and :meth:`search`. ``"watch"``: only go on. ``"undo"``: put
-            back what was before the last jump.
+            back what was before the last jump, or before steps were lengthened. ``"rise"``: they
+            are lengthened now, which may be undone.
         """
         s = self._s
         if not math.isfinite(loss):
+            rising, s.rising = s.rising, False
             self.forget()
-            return "watch"
-        if s.last_look != 0:
+            if rising:
+                self._fall_back()
+            return "undo" if rising else "watch"
+        turns = self._relax and turning < _TURNING
+        if s.last_look != 0 and not turns:
             jitter = fall(s.last_look, loss) ** 2 / 2
             s.noise = jitter if s.noise == 0 else max(jitter, (s.noise + jitter) / 2)
-            s.last_look = 0.0
+        s.last_look = 0.0
         s.attempts += 1
         decision: Decision = "jump"
+        again, s.turned = s.turned and turns, turns
+        rising, s.rising = s.rising, False
         if s.mark_at > 0:
-            decision = self._judge(fall(s.mark_loss, loss))
+            decision = self._judge(fall(s.mark_loss, loss), rising, turns)
             if decision == "undo":
                 s.mark_at, s.jumped, s.watch = s.evaluations, "", False
+                if rising:
+                    self._fall_back()
+                elif turns:
+                    self._shorten()
                 return decision
         s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
+        # The first steps of a training often swing; that is over after a window.
+        if turns and (again or s.halvings > 0) and self._shorten():
+            s.watch = False
+            return "watch"
+        if self._rises():
+            return "rise"
         if s.watch or self._room(_SEARCH) < self._stake:
             decision = "watch"
         s.watch = False
@@ -267,11 +327,13 @@ class Controller:
         """A jump is tried at this loss whatever the account says."""
         s = self._s
         s.mark_at, s.mark_loss, s.jumped, s.exploring = s.evaluations, loss, "", False
+        s.rising = s.turned = False
 
     def forget(self) -> None:
         """What was a stretch of training is none: compare with nothing that came before."""
         s = self._s
         s.mark_at, s.jumped, s.exploring, s.last_look = 0.0, "", False, 0.0
+        s.rising = s.turned = False
 
     def leave(self, accepted: bool, resettable: bool = False) -> Literal["keep", "reset"]:
         """The search is over; returns what is to become of the optimizer's state in the jump.
@@ -328,42 +390,103 @@ class Controller:
     def _room(self, probes: int) -> float:
         """Evaluations left in the account after so many probes."""
         s = self._s
-        return s.credit + _SHARE * s.evaluations + (_GRACE - probes) * s.forwards * FORWARD
+        free = self._window if s.halvings > 0 and s.evaluations < s.free_until else 0
+        grace = (_GRACE - probes) * s.forwards * FORWARD
+        return s.credit + _SHARE * s.evaluations + grace + _TRIAL * free
 
-    def _judge(self, fallen: float) -> Decision:
+    def _judge(self, fallen: float, rising: bool, turns: bool) -> Decision:
         """Enter in the account what the stretch since the mark brought."""
         s = self._s
-        span = math.log(s.evaluations / s.mark_at)
-        if not s.jumped:
-            rate = max(_LEAST_RATE, fallen / span)
-            s.rate = rate if s.rate == 0 else (s.rate + rate) / 2
-            return "jump"
         # Half of what the loss jitters is the first loss's, half the second's.
         unsure = _SURE * math.sqrt(2 * s.noise)
+        length = s.evaluations - s.mark_at
+        if rising:
+            # What swings makes losses a step apart differ, which is not to excuse anything here.
+            unsure = min(unsure, math.log(_WORSE))
+            if turns or fallen + unsure < -math.log(_WORSE):
+                self._enter(-length)
+                return "undo"
+            if s.halvings == 0 and s.lame >= _LAME:
+                s.relax_at = 2 * s.evaluations
+            return "jump"
+        span = math.log(s.evaluations / s.mark_at)
+        if not s.jumped and s.halvings == 0:
+            if turns and s.rate > 0:
+                return "jump"  # where losses swing, two of them tell no rate
+            rate = max(_LEAST_RATE, fallen / span)
+            s.rate = rate if s.rate == 0 else (s.rate + min(rate, _MOST_CHANGE * s.rate)) / 2
+            return "jump"
         ordinary = max(s.rate, _LEAST_RATE) * span
         certain = fallen - math.copysign(min(unsure, abs(fallen - ordinary)), fallen - ordinary)
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
-        length = s.evaluations - s.mark_at
+        s.lame = 0 if s.jumped and gain > 0 else s.lame + 1
+        if not s.jumped:  # shortened steps alone
+            self._enter(min(0.0, gain) * length)
+            return "jump"
         if gain < 0 < fallen and s.keep_count + s.reset_count == 0:
             # Progress, if less than in the steps before the first jump: ordinary steps, too, make
             # less of it after the first ones.
             gain *= _SLOWER
-        s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + gain * length)
-        s.gained += gain * length
         self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
         explored, s.exploring = s.exploring, False
         if explored:
             s.explore_at = (2 if fallen > 0 else 4) * s.evaluations
         if fallen + unsure < -math.log(_WORSE) or (explored and fallen + unsure <= 0):
+            self._enter(-length)  # what is undone has cost its steps and no more
             if not explored:
                 self._lengthen()
             return "undo"
+        self._enter(gain * length)
         if fallen < ordinary or gain <= 0:
             self._lengthen()
             s.watch = True
         elif gain >= _STRONG - 1:
             s.stride = max(1, s.stride // 2)
         return "jump"
+
+    def _enter(self, evaluations: float) -> None:
+        """So many saved, or lost."""
+        s = self._s
+        s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + evaluations)
+        s.gained += evaluations
+
+    def _shorten(self) -> bool:
+        """Halve the steps; False if that may not be."""
+        s = self._s
+        if not self._relax or s.halvings == _MOST_HALVINGS:
+            return False
+        if s.halvings == 0 and s.evaluations < s.relax_at:
+            return False
+        if s.halvings == 0:
+            s.free_until = s.evaluations + _TRIAL * self._window
+        s.halvings += 1
+        s.stride, s.lame = 1, 0
+        s.rise_after, s.rise_at = s.evaluations, self._later
+        return True
+
+    def _rises(self) -> bool:
+        """Double shortened steps, on trial, if it is time to."""
+        s = self._s
+        if s.halvings == 0 or s.evaluations < s.rise_after:
+            return False
+        lame = s.lame >= _LAME or self.pause > 0 or self._room(_SEARCH) < 0
+        if not lame and s.evaluations < s.rise_at:
+            return False
+        s.halvings -= 1
+        s.stride, s.rising, s.watch = 1, True, False
+        return True
+
+    def _fall_back(self) -> None:
+        """Longer steps were tried in vain."""
+        s = self._s
+        s.halvings, s.lame = min(s.halvings + 1, _MOST_HALVINGS), 0
+        s.rise_after, s.rise_at = _PATIENCE * s.evaluations, self._later
+
+    @property
+    def _later(self) -> float:
+        """Evaluations at which longer steps are tried though shortened ones pay."""
+        s = self._s
+        return s.evaluations + max(s.evaluations, _CALM * self._window)
 
     def _lengthen(self) -> None:
         self._s.stride = min(_LONGEST_STRIDE, 2 * self._s.stride)
@@ -440,9 +563,10 @@ def _checked(state: Any) -> _State:
             raise CheckpointError(
                 f"state['controller'][{name!r}]: expected {kind.__name__}, got {value!r}"
             )
-    if state["stride"] < 1 or state["jumped"] not in ("", "keep", "reset"):
+    possible = state["stride"] >= 1 and state["jumped"] in ("", "keep", "reset")
+    if not possible or not 0 <= state["halvings"] <= _MOST_HALVINGS:
         raise CheckpointError(
-            f"state['controller']: stride {state['stride']!r} and jumped {state['jumped']!r} "
-            "cannot be"
+            f"state['controller']: stride {state['stride']!r}, jumped {state['jumped']!r} and "
+            f"halvings {state['halvings']!r} cannot be"
         )
     return _State(**state)
