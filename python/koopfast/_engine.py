@@ -150,6 +150,7 @@ class Engine:
             return None
         counters = self.history.counters
         counters.optimizer_steps += 1
+        counters.steps_shortened += self._relaxation.part < 1
         if self._controller is not None:
             self._controller.step()
         rate_changed = self._rate_watch.changed(self._snapshots.begun)

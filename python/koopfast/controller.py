@@ -120,10 +120,10 @@ class Controller:
     overdrawn, or could not bear what a jump from so long a window may lose, nothing is tried until
     training has gone on long enough.
 
-    Where consecutive steps cancel each other, at the edge of stability, steps are halved, as long
-    as windows show that and jumps from shortened steps bring more than whole ones did. Longer ones
-    are tried again when that ends, when nothing is to be tried, and each time that the evaluations
-    have doubled; the trial is undone where the loss rises or steps cancel again.
+    Where consecutive steps cancel each other, at the edge of stability, and jumps were kept before,
+    steps are halved, and halved again, as long as windows show that. Longer ones are tried when
+    several windows in a row gained nothing, when nothing is to be tried, and each time that the
+    evaluations have doubled; that is undone where the loss rises or steps cancel again.
 
     Args:
         window: snapshots in a window.
@@ -354,7 +354,7 @@ class Controller:
         """Set ``pause`` if more seconds were ``spent`` than may be.
 
         That is a ``share`` of ``elapsed`` and what jumps have saved, at the pace of ordinary steps.
-        The first quarter of a second is free.
+        The first tenth of a second is free.
 
         Args:
             spent: seconds in recording, fitting, predicting and probing.
@@ -455,7 +455,9 @@ class Controller:
         s = self._s
         if not self._relax or s.halvings == _MOST_HALVINGS:
             return False
-        if s.halvings == 0 and s.evaluations < s.relax_at:
+        # Where no jump was ever kept, training stays what it is without a trainer.
+        jumped = s.keep_count + s.reset_count > 0
+        if s.halvings == 0 and (s.evaluations < s.relax_at or not jumped):
             return False
         if s.halvings == 0:
             s.free_until = s.evaluations + _TRIAL * self._window

@@ -150,7 +150,8 @@ class Counters:
 
     ``predicted_steps`` sums the horizons of accepted jumps. A jump that was rolled back stays
     counted where it was and is counted again in ``jumps_rolled_back``. ``windows_split`` counts
-    windows that began anew because a learning rate was changed or somebody else wrote weights.
+    windows that began anew because a learning rate was changed or somebody else wrote weights,
+    ``steps_shortened`` optimizer steps that went only a part of their way (``relax``).
     """
 
     optimizer_steps: int = 0
@@ -159,6 +160,7 @@ class Counters:
     jumps_refused: int = 0
     jumps_rolled_back: int = 0
     windows_split: int = 0
+    steps_shortened: int = 0
     probe_evaluations: int = 0
     evaluations_gained: float = 0.0
     seconds_gained: float = 0.0

@@ -88,10 +88,13 @@ def write_trainer_report(
 
 
 def _gained(counters: Counters) -> list[tuple[str, str]]:
-    """Tiles of what was gained, where the trainer could estimate it."""
+    """Tiles of what was gained, where the trainer could estimate it, and of shortened steps."""
     if counters.evaluations_gained == 0:
         return []
+    short = counters.steps_shortened
+    tiles = [(f"{short:,}", "steps went only a part of their way")] if short > 0 else []
     return [
+        *tiles,
         (f"{counters.evaluations_gained:,.0f}", "gradient evaluations gained (estimate)"),
         (f"{counters.seconds_gained:.3g} s", "gained by that, all costs deducted (estimate)"),
     ]
