@@ -246,7 +246,7 @@ def treated(factor: dict[str, float]) -> list[str]:
 @pytest.mark.clock
 def test_the_clock_stops_what_takes_too_long_and_leaves_short_runs_alone() -> None:
     controller = Controller(WINDOW)
-    controller.clock(spent=0.24, elapsed=0.3, steps=100, share=0.05)
+    controller.clock(spent=0.09, elapsed=0.12, steps=100, share=0.05)
     assert controller.pause == 0
     controller.clock(spent=2.0, elapsed=10.0, steps=100, share=0.05)
     assert controller.pause == 300  # until the two seconds are a twentieth of the time
@@ -311,3 +311,116 @@ def test_a_mark_brings_the_state_back() -> None:
     mark.restore()
     assert controller.evaluations == 0
     ControllerMark(None).restore()
+
+
+def arrived(controller: Controller, loss: float, turning: float) -> str:
+    """A window of steps, at whose end the loss is this."""
+    for _ in range(WINDOW * controller.stride):
+        controller.step()
+    assert controller.ready()
+    controller.spend(1)
+    return controller.arrive(loss, turning)
+
+
+def swinging(*, relax: bool = True) -> Controller:
+    """A controller whose first jumps paid, and whose steps then turn back at once."""
+    controller = Controller(WINDOW, relax=relax)
+    controller.step()
+    controller.begin(1.0)
+    arrived(controller, 0.9, 1.0)
+    for loss in (0.5, 0.2):
+        controller.leave(accepted=True)
+        assert arrived(controller, loss, 1.0) == "jump"
+    controller.leave(accepted=True)
+    arrived(controller, 0.15, -0.99)
+    return controller
+
+
+def test_steps_are_halved_where_two_windows_turn_back_and_jumps_were_kept() -> None:
+    controller = swinging()
+    assert controller.part == 1
+    assert arrived(controller, 0.14, -0.99) == "watch"
+    assert controller.part == 0.5
+    assert controller.stride == 1
+    assert arrived(controller, 0.13, -0.99) == "watch"  # at once, once they are shortened
+    assert controller.part == 0.25
+
+
+@pytest.mark.parametrize("turning", [-0.5, 0.0, 1.0, math.nan])
+def test_steps_that_do_not_cancel_stay_whole(turning: float) -> None:
+    """Independent noise on every step gives a cosine of -1/2 at the least."""
+    controller = swinging()
+    for loss in (0.14, 0.13, 0.12):
+        arrived(controller, loss, turning)
+    assert controller.part == 1
+
+
+def test_steps_stay_whole_where_that_is_wanted_or_no_jump_was_kept() -> None:
+    unwanted, unpaid = swinging(relax=False), Controller(WINDOW)
+    unpaid.step()
+    unpaid.begin(1.0)
+    for loss in (0.14, 0.13, 0.12):
+        arrived(unwanted, loss, -0.99)
+        arrived(unpaid, loss, -0.99)
+    assert unwanted.part == unpaid.part == 1
+
+
+def test_whole_steps_come_back_where_shortened_ones_gain_nothing() -> None:
+    controller = swinging()
+    arrived(controller, 0.14, -0.99)
+    decisions = []
+    while controller.part < 1 and len(decisions) < 20:
+        decisions.append(arrived(controller, 0.14, 1.0))
+        if decisions[-1] == "jump":
+            controller.leave(accepted=False)
+    assert decisions[-1] == "rise"
+    assert controller.on_trial
+    assert arrived(controller, 0.139, 1.0) != "undo"
+    assert controller.part == 1
+    controller._s.credit = 50.0  # enough to go on looking
+    for loss in (0.138, 0.137, 0.136):  # and not again before long
+        arrived(controller, loss, -0.99)
+        assert controller.part == 1
+
+
+@pytest.mark.parametrize(("loss", "turning"), [(0.3, 1.0), (0.139, -0.99), (math.nan, 1.0)])
+def test_longer_steps_that_rise_or_turn_back_are_undone(loss: float, turning: float) -> None:
+    controller = swinging()
+    arrived(controller, 0.14, -0.99)
+    while arrived(controller, 0.14, 1.0) != "rise":
+        controller.leave(accepted=False)
+    assert controller.part == 1
+    assert arrived(controller, loss, turning) == "undo"
+    assert controller.part == 0.5
+    assert not controller.on_trial
+
+
+def test_a_jump_that_is_undone_costs_its_steps_and_no_more() -> None:
+    controller = Controller(WINDOW)
+    controller.step()
+    controller.begin(1.0)
+    arrived(controller, 0.9, 1.0)
+    controller.leave(accepted=True)
+    before = controller.gained
+    assert arrived(controller, 9.0, 1.0) == "undo"
+    assert controller.gained == pytest.approx(before - WINDOW - 2 * FORWARD)
+
+
+def test_looks_that_lead_to_no_attempt_do_not_keep_it_from_coming() -> None:
+    """An attempt whose number is a power of two is looked at before; that is to come to an end."""
+    controller = Controller(WINDOW)
+    controller._s.attempts, controller._s.credit = 15, -20.0
+    controller.step()
+    controller.begin(1.0)
+    attempts = 0
+    for _ in range(400):
+        for left in range(WINDOW * controller.stride - 1, -1, -1):
+            controller.step()
+            if left > 0 and controller.wants_look(left):
+                controller.spend(1)
+                controller.look(1.0, left)
+        if controller.ready():
+            controller.spend(1)
+            attempts += controller.arrive(1.0) == "jump"
+            controller.leave(accepted=False)
+    assert attempts > 1

@@ -16,7 +16,6 @@ from koopfast._relaxation import Relaxation
 from koopfast.parameters import ParameterVector
 from training_runs import assert_same
 
-
 CURVES = torch.tensor([0.02, 0.03, 0.05, 0.08, 0.1], dtype=torch.float64)
 RATE = 0.021
 

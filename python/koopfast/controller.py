@@ -406,7 +406,7 @@ class Controller:
             if turns or fallen + unsure < -math.log(_WORSE):
                 self._enter(-length)
                 return "undo"
-            if s.halvings == 0 and s.lame >= _LAME:
+            if s.halvings == 0 and s.evaluations < s.rise_at:  # for want of gains
                 s.relax_at = 2 * s.evaluations
             return "jump"
         span = math.log(s.evaluations / s.mark_at)
