@@ -51,6 +51,18 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
+def test_each_row_of_the_table_of_failures_has_a_test_named_after_it() -> None:
+    """In its order, as the page says; those of several processes are in test_distributed.py."""
+    rows = re.findall(r"^\| (?!what|-)(.+?) \|", (DOCS / "safety.md").read_text(), re.MULTILINE)
+    several = ("one of several", "another process", "several processes")
+    first = [re.match(r"\w+", row).group().lower() for row in rows if not row.startswith(several)]  # type: ignore[union-attr]
+    names = ("", "_changes", "_run", "_probes")
+    files = (Path(__file__).with_name(f"test_failure_table{name}.py") for name in names)
+    tests = re.findall(r"^def test_([a-z]+)", "\n".join(f.read_text() for f in files), re.MULTILINE)
+    assert len(first) >= 20
+    assert [word for word in dict.fromkeys(tests) if word in first] == list(dict.fromkeys(first))
+
+
 def test_the_table_of_failures_names_tests_that_are_there() -> None:
     text = (DOCS / "safety.md").read_text(encoding="utf-8")
     for name in re.findall(r"`tests/(\w+\.py)`", text):

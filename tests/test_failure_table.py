@@ -7,11 +7,13 @@ Each fails without its protection; docs/safety.md lists row, protection and test
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,6 +109,32 @@ def test_non_finite_prediction(guard: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert [jump.kind for jump in trainer.history.jumps] == ["non_finite"] * 2
 
 
+def test_prediction_that_is_not_finite_in_the_dtype_of_its_parameter() -> None:
+    """Both weights grow by half at each step; only the one of 16 bits leaves its range."""
+    model = nn.ParameterDict(
+        {"short": nn.Parameter(torch.ones(2, dtype=torch.float16)), "long": torch.ones(2)}
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    config = KoopmanConfig.paper(40, "network", window=4)
+    trainer = KoopmanTrainer(model, optimizer, config)
+    for _ in range(3):
+        _grow(model, optimizer)
+        trainer.after_step()
+    _grow(model, optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    with one_warning("not finite"):
+        record = trainer.after_step()
+    assert record is not None
+    assert record.kind == "non_finite"
+    assert_same([p.detach() for p in model.parameters()], before)
+
+
+def _grow(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for p in model.parameters():
+        p.grad = -0.5 * p.detach()
+    optimizer.step()
+
+
 # Row 3
 
 
@@ -120,6 +148,8 @@ def test_worse_loss_after_a_jump_with_exact_rollback(optimizer: str) -> None:
     def probe() -> float:
         run.loss().backward()
         run.model.eval()
+        random.random()
+        np.random.random()  # noqa: NPY002 - the stream that users share
         return float(next(worse))
 
     for _ in range(6):
@@ -148,12 +178,16 @@ class Odd(nn.Module):
         return (self.pull * self.weight**2).sum()
 
 
+@pytest.mark.parametrize("observables", ["increments", "state"])
 @pytest.mark.parametrize("partition", ["network", "weight"])
 @pytest.mark.parametrize("rank", ["auto", None, 5])
-def test_rank_deficient_constant_or_zero_weights(partition: str, rank: Any) -> None:
+def test_rank_deficient_constant_or_zero_weights(
+    partition: str, rank: Any, observables: Any
+) -> None:
     odd = Odd()
     optimizer = torch.optim.SGD(odd.parameters(), lr=0.5)
-    config = {"window": 12, "stride": 1, "partition": partition, "rank": rank}
+    config: dict[str, Any] = {"window": 12, "stride": 1, "partition": partition, "rank": rank}
+    config["observables"] = observables
     trainer = KoopmanTrainer(odd, optimizer, unstable="keep", **config)
     for _ in range(12):
         optimizer.zero_grad()
@@ -213,9 +247,14 @@ def test_empty_or_0_element_parameters() -> None:
 # Row 6
 
 
-def test_skipped_amp_step_at_a_snapshot() -> None:
-    """GradScaler leaves out a step whose gradients overflow: no call records one."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_skipped_amp_step_at_a_snapshot(fused: bool) -> None:
+    """GradScaler leaves out a step whose gradients overflow: no call records one.
+
+    It does call a fused optimizer, which leaves the weights alone.
+    """
     run = smooth_run()
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05, fused=fused)
     trainer = watched(run, window=32)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     rows = []

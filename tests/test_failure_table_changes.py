@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -47,15 +48,27 @@ def test_unfrozen_in_mid_window() -> None:
     assert trainer.history.counters.jumps_accepted == 2
 
 
-def test_grad_is_none() -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"observables": "state"},
+        {"observables": "state", "partition": "weight", "method": "qr"},
+        {"stride": 3, "average": True},
+        {"stride": "auto"},
+        {"observables": "state", "streaming": True, "window": 80, "guard": "finite", "horizon": 1},
+    ],
+    ids=str,
+)
+def test_grad_is_none(how: dict[str, Any]) -> None:
     """A parameter that no gradient reaches stays what it is, through an accepted jump too."""
     run = smooth_run()
-    unused = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    unused = nn.Parameter(torch.randn(50, dtype=torch.float64))
     run.model.register_parameter("unused", unused)
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
     before = unused.detach().clone()
-    trainer = watched(run)
-    run.train(trainer, 6)
+    trainer = watched(run, **how)
+    run.train(trainer, 80)
     assert trainer.history.jumps[0].accepted
     assert unused.grad is None
     assert torch.equal(unused, before)

@@ -41,15 +41,47 @@ class Odd(nn.Module):
     ],
 )
 def test_meta_or_sparse_parameters(weight: Tensor, came: str) -> None:
-    """Refused by name before anything is recorded; left out of the optimizer they are no matter.
-
-    Complex ones are recorded and jump: test_complex.py.
-    """
+    """Refused by name before anything is recorded; left out of the optimizer they are no matter."""
     model = nn.ModuleDict({"odd": Odd(weight), "plain": nn.Linear(2, 1)})
     message = rf"parameter 'odd\.weight': expected a dense .* got .*{came}"
     with pytest.raises(UnsupportedParameterError, match=message):
         KoopmanTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
     KoopmanTrainer(model, torch.optim.SGD(model["plain"].parameters(), lr=0.1))
+
+
+class Spiral(nn.Module):
+    """A complex weight that turns as it comes nearer to its end, and a real one beside it."""
+
+    end = torch.tensor([1.0 + 2.0j, -3.0j], dtype=torch.complex128)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turning = nn.Parameter(torch.zeros(2, dtype=torch.complex128))
+        self.real = nn.Parameter(torch.tensor([4.0], dtype=torch.float64))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        way = self.turning.detach() - self.end
+        self.turning.grad = way - way * torch.tensor([0.5 + 0.5j, 0.8 - 0.3j])
+        self.real.grad = 0.25 * self.real.detach()
+        optimizer.step()
+
+    def loss(self) -> Tensor:
+        return (self.turning - self.end).abs().square().sum() + self.real.square().sum()
+
+
+def test_complex_parameters() -> None:
+    """Turned in the complex plane as their dynamics turns them; real ones stay real."""
+    model = Spiral()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = KoopmanTrainer(model, optimizer, window=8, stride=1, partition="layer", rank=None)
+    for _ in range(8):
+        model.step(optimizer)
+        record = trainer.after_step(model.loss)
+    assert record is not None
+    assert record.accepted
+    assert (model.turning - model.end).abs().max() < 1e-6
+    assert model.real.dtype == torch.float64
+    assert model.real.abs().max() < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz.*:DeprecationWarning")
@@ -222,6 +254,7 @@ def test_hooks_lost_by_deepcopy(how: Callable[[Any], Any]) -> None:
     assert trainer.history.counters.optimizer_steps == 0
     twin = how(trainer)
     assert twin._optimizer is not run.optimizer
+    assert twin.probe is None
     mine = Run(twin._model, "adam", run.x, run.y)
     mine.optimizer = twin._optimizer
     twin.probe = mine.loss

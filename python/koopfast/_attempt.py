@@ -15,6 +15,7 @@ from koopfast._adaptive import Predictions, is_uneven
 from koopfast._distributed import Alone, fit_failures
 from koopfast._rehearsal import Rehearsal
 from koopfast._savepoint import Savepoint
+from koopfast._unmoved import Unmoved
 from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller
 from koopfast.guard import Guard, Look, Probe, Verdict
@@ -104,7 +105,8 @@ class Attempt:
         if controller is None or probe is None:
             horizons = _horizons(self.config, self.snapshots)
             in_order = _InOrder(self.snapshots, self._predictor(operator), horizons, self.lag)
-            return guard.judge(parameters, in_order, savepoint, probe), in_order.seconds
+            candidates = Unmoved(self.snapshots, parameters).among(in_order)
+            return guard.judge(parameters, candidates, savepoint, probe), in_order.seconds
         if look is None:
             look = guard.look(savepoint, probe)
             controller.spend(1, len(look.parts))
@@ -114,7 +116,7 @@ class Attempt:
         asked = controller.search(
             look.loss, averaged, still=operator.still, uneven=self._damps and is_uneven(operator)
         )
-        search = predictions.search(asked)
+        search = Unmoved(self._rows, parameters).in_search(predictions.search(asked))
         verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
         again = 0 if guard.recalibration is None else guard.recalibration.passes
         controller.spend(verdict.probe_evaluations - 1, len(look.parts) + again)

@@ -49,7 +49,8 @@ class KoopmanConfig(FitOptions):
             "weight", or a :class:`~koopfast.Partition` of your own.
         node_size: most weights in a block; for "quasi_node", and only there.
         observables: "state" fits a linear map of the weights (the paper's), "increments" one of
-            their differences between snapshots, which is the same as an affine map.
+            their differences between snapshots, which is the same as an affine map. Weights that
+            did not move in the window stay where they are with either.
         delays: how many consecutive observables are stacked; more than one for methods with
             momentum, whose memory is longer than one step.
         block_average: how many consecutive snapshots are averaged in the fit; against noise.

@@ -162,6 +162,14 @@ class MomentBuffer:
             self._fold()
         return stored
 
+    def unmoved(self) -> Tensor:
+        """Indices of the weights that are the same in the first and the latest snapshots, (k,)."""
+        places = self._recent.unmoved()
+        if self._head is None:
+            return places
+        first = self._head[0].to(places.device)
+        return places[first[places] == self._recent.snapshots[-1][places]]
+
     @property
     def count(self) -> int:
         """How many snapshots were recorded."""

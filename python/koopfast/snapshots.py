@@ -134,6 +134,17 @@ class SnapshotBuffer:
             return torch.empty(0, self.vector.n, dtype=self.vector.dtype, device=device)
         return self._rows[: self._count]
 
+    def unmoved(self) -> Tensor:
+        """Indices of the weights that are one and the same number in all rows, (k,), int64."""
+        rows = self.snapshots
+        first, last = rows[0], rows[-1]
+        places = torch.nonzero(first == last).flatten()  # hardly any, but those that never move
+        for row in rows[1:-1]:
+            if len(places) == 0:
+                break
+            places = places[row[places] == first[places]]
+        return places
+
     @property
     def count(self) -> int:
         """How many rows are stored."""
