@@ -147,6 +147,22 @@ def test_a_second_trainer_on_the_same_optimizer_is_refused_until_the_first_lets_
     other.attach(run.loss)
 
 
+def test_a_trainer_whose_name_was_lost_can_be_replaced() -> None:
+    """As when a notebook's cell runs again: the optimizer keeps the first one alive."""
+    run = smooth_run("adam")
+    KoopmanTrainer(run.model, run.optimizer, **FAST).attach(run.loss)
+    run.step()
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+    with pytest.raises(ConfigError, match=r"1 optimizer steps.*attach\(replace=True\)"):
+        trainer.attach(run.loss)
+    for _ in range(2):
+        trainer.attach(run.loss, replace=True)
+    for _ in range(6):
+        run.step()
+    assert trainer.history.counters.optimizer_steps == 6
+    assert len(run.optimizer._optimizer_step_post_hooks) == 2  # its own and the watch for skips
+
+
 def test_two_optimizers_each_have_a_trainer() -> None:
     a, b = smooth_run(), smooth_run("adam")
     trainers = [KoopmanTrainer(run.model, run.optimizer, **FAST) for run in (a, b)]

@@ -68,9 +68,10 @@ def test_grad_is_none(how: dict[str, Any]) -> None:
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
     before = unused.detach().clone()
     trainer = watched(run, **how)
-    run.train(trainer, 80)
+    for _ in range(80):
+        run.train(trainer, 1)
+        assert unused.grad is None
     assert trainer.history.jumps[0].accepted
-    assert unused.grad is None
     assert torch.equal(unused, before)
 
 

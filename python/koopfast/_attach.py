@@ -17,6 +17,7 @@ __all__ = [
     "claim",
     "inner_optimizers",
     "inside_another_step",
+    "owner_of",
     "real_optimizer",
     "release",
     "runs_hooks",
@@ -84,8 +85,7 @@ def claim(optimizer: Any, owner: object) -> None:
     Raises:
         ConfigError: somebody is already.
     """
-    reference = _OWNERS.get(optimizer)
-    other = None if reference is None else reference()
+    other = owner_of(optimizer)
     if other is owner:
         raise ConfigError(
             "attach: this trainer is attached already; to change the probe set trainer.probe, to "
@@ -94,9 +94,16 @@ def claim(optimizer: Any, owner: object) -> None:
     if other is not None:
         raise ConfigError(
             f"attach: another KoopmanTrainer is attached to this {type(optimizer).__name__} "
-            f"already ({other!r}); two would predict the same weights, so detach() that one first"
+            f"already ({other!r}); two would predict the same weights, so detach() that one first, "
+            "or attach(replace=True) in its place"
         )
     _OWNERS[optimizer] = weakref.ref(owner)
+
+
+def owner_of(optimizer: Any) -> Any:
+    """Who is attached to ``optimizer``; None where nobody is."""
+    reference = _OWNERS.get(optimizer)
+    return None if reference is None else reference()
 
 
 def release(optimizer: Any) -> None:

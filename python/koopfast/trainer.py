@@ -164,7 +164,7 @@ class KoopmanTrainer(Engine):
         check_probe(probe)
         return self._after_step(probe)
 
-    def attach(self, probe: Probe | None = None) -> None:
+    def attach(self, probe: Probe | None = None, *, replace: bool = False) -> None:
         """Let ``optimizer.step()`` call :meth:`after_step`, until :meth:`detach`.
 
         Once per step: also with gradient accumulation, closures and compiled steps, and not at all
@@ -174,6 +174,8 @@ class KoopmanTrainer(Engine):
         Args:
             probe: as for :meth:`after_step`; without one, the closure of ``step(closure)`` serves
                 where there is one. It can be changed later through :attr:`probe`.
+            replace: detach whoever is attached already; the optimizer keeps an attached trainer
+                alive, so that the name of one may be lost (a cell of a notebook that runs again).
 
         Raises:
             ConfigError: the optimizer has no step post-hooks, this trainer or another one is
@@ -186,6 +188,9 @@ class KoopmanTrainer(Engine):
                 "made by torch.optim.Optimizer.__init__); call after_step() after each of its "
                 "steps instead"
             )
+        other = _attach.owner_of(self._optimizer)
+        if replace and isinstance(other, KoopmanTrainer):
+            other.detach()
         _attach.claim(self._optimizer, self)
         hook = _attach.undisturbed(self._after_hook)
         self._hook = self._optimizer.register_step_post_hook(hook)
