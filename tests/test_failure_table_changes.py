@@ -197,6 +197,28 @@ def test_weights_loaded_or_written_by_another_in_mid_window(
     assert trainer.history.counters.windows_split == 1
 
 
+def test_weights_trained_by_another_optimizer() -> None:
+    """Made when a layer was unfrozen, say: the trainer sees no step, and says so once."""
+    run = smooth_run("adam")
+    trainer = watched(run)
+    run.train(trainer, 4)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+    with one_warning("make a new KoopmanTrainer with that one"):
+        run.train(trainer, 30)
+    assert trainer.history.counters.optimizer_steps == 4
+
+
+def test_many_calls_before_a_step_are_no_other_optimizer() -> None:
+    run = smooth_run("adam")
+    trainer = watched(run)
+    for _ in range(30):
+        run.loss().backward()
+        trainer.after_step(run.loss)
+    run.optimizer.step()
+    trainer.after_step(run.loss)
+    assert trainer.history.counters.optimizer_steps == 1
+
+
 def test_an_average_swapped_in_for_a_validation_and_out_again_splits_nothing() -> None:
     run = smooth_run("adam")
     trainer = watched(run)

@@ -511,6 +511,39 @@ def test_an_interrupt_leaves_autograd_as_it_was(monkeypatch: pytest.MonkeyPatch)
         assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_call_within_no_grad_or_inference_mode_records_and_jumps(mode: Any) -> None:
+    """Also where the probe differentiates; what was made there is written to outside of it."""
+    run = smooth_run("adam")
+    trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)
+
+    def probe() -> Tensor:
+        x = run.x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(run.model(x).sum(), x, create_graph=True)
+        return run.loss() + 1e-6 * slope.square().mean()
+
+    for step in range(18):
+        run.step()
+        if step % 3 == 0:
+            trainer.after_step(probe)
+            continue
+        with mode():
+            trainer.after_step(probe)
+            assert not torch.is_grad_enabled()
+    assert trainer.history.counters.jumps_accepted == 3
+
+
+def test_an_attached_trainer_warns_where_the_step_is_taken() -> None:
+    run = smooth_run()
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    KoopmanTrainer(run.model, run.optimizer, **FAST).attach(run.loss)
+    for _ in range(5):
+        run.optimizer.step()
+    with pytest.warns(KoopmanWarning) as caught:
+        run.optimizer.step()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_an_error_while_recording_restarts_the_window() -> None:
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer, **FAST)

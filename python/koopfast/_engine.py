@@ -28,7 +28,7 @@ from koopfast._savepoint import (
     restore_all,
 )
 from koopfast._team import ProcessGroup, team_of
-from koopfast._watch import RateWatch, StepWatch, WeightWatch
+from koopfast._watch import RateWatch, StepWatch, StrangerWatch, WeightWatch
 from koopfast._window import Schedule, new_buffer
 from koopfast.config import KoopmanConfig
 from koopfast.controller import Controller, ControllerMark
@@ -91,6 +91,7 @@ class Engine:
         self._snapshots = new_buffer(config, self._parameters, self._partition, self._schedule)
         self._moments = self._new_moments(self._snapshots)
         self._weight_watch = WeightWatch(self._parameters)
+        self._stranger_watch = StrangerWatch(self._parameters)
         self._rate_watch = RateWatch(optimizer)
         self._step_watch = StepWatch(optimizer, self._before_step)
         self._guard = Guard(config.guard, config.probe_gradients, self._team)
@@ -128,6 +129,9 @@ class Engine:
         """Do ``work``; should it fail, restart the window and put autograd's mode back."""
         with_gradients = torch.is_grad_enabled()
         try:
+            if torch.is_inference_mode_enabled():  # its tensors could not be written to outside
+                with torch.inference_mode(False):
+                    return work()
             return work()
         except ParameterChangedError as error:
             self._restart_window()
@@ -147,7 +151,15 @@ class Engine:
     def _count_step(self, probe: Probe | None) -> JumpRecord | None:
         if not self._step_watch.stepped():
             self._parameters.check_unchanged()
+            if self._stranger_watch.trains():
+                self._notices.warn(
+                    "stranger",
+                    "the weights move, but the optimizer of this KoopmanTrainer takes no steps: "
+                    "another one trains them, and nothing is recorded; make a new KoopmanTrainer "
+                    "with that one",
+                )
             return None
+        self._stranger_watch.stepped()
         counters = self.history.counters
         counters.optimizer_steps += 1
         counters.steps_shortened += self._relaxation.part < 1

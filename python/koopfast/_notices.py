@@ -8,6 +8,8 @@ import os
 import warnings
 from collections.abc import Iterable
 
+import torch
+
 from koopfast._rank import is_first_rank
 from koopfast.errors import KoopmanWarning
 from koopfast.history import Counters, JumpRecord
@@ -47,10 +49,13 @@ class Notices:
 
 
 def _levels_to_caller() -> int:
-    """The ``stacklevel`` with which the caller's warning points out of this package."""
-    package = os.path.dirname(__file__)
+    """The ``stacklevel`` with which the caller's warning points out of this package.
+
+    And out of torch, whose ``optimizer.step()`` calls a trainer that is attached.
+    """
+    packages = tuple(os.path.dirname(module) + os.sep for module in (__file__, torch.__file__))
     frame = inspect.currentframe()
     frames = 0
-    while frame is not None and frame.f_code.co_filename.startswith(package):
+    while frame is not None and frame.f_code.co_filename.startswith(packages):
         frame, frames = frame.f_back, frames + 1
     return frames

@@ -17,7 +17,7 @@ from torch import Tensor
 from koopfast._attach import undisturbed
 from koopfast.parameters import ParameterVector
 
-__all__ = ["RateWatch", "StepWatch", "WeightWatch"]
+__all__ = ["RateWatch", "StepWatch", "StrangerWatch", "WeightWatch"]
 
 # Whoever writes weights in the middle of training writes all of them, so a sample shows it: of at
 # most so many parameters, spread over all, so many neighbouring weights each.
@@ -28,6 +28,9 @@ _WEIGHTS_EACH = 8
 # the largest rate in the window, which is what moved the weights there: a rate that falls evenly to
 # zero falls by ever larger shares of itself, and means ever less.
 _RATE_STEP = 0.1
+
+# So many times in a row weights are not written by a checkpoint or an average.
+_STRANGE_MOVES = 10
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -168,6 +171,29 @@ def _few(p: Tensor) -> Tensor:
     while p.dim() > 1:
         p = p[p.shape[0] // 2]
     return p.reshape(-1)[:_WEIGHTS_EACH]
+
+
+class StrangerWatch:
+    """Notices that weights move from call to call though the optimizer takes no step.
+
+    Somebody made another optimizer, after unfreezing a layer perhaps, and it trains them now.
+    """
+
+    def __init__(self, parameters: ParameterVector) -> None:
+        self._weights = WeightWatch(parameters)
+        self._moves = 0
+
+    def stepped(self) -> None:
+        """The optimizer took a step."""
+        self._weights.forget()
+        self._moves = 0
+
+    def trains(self) -> bool:
+        """A call without a step; True when there were many, and weights moved before each."""
+        self._moves += self._weights.compare() or self._weights.broken()
+        self._weights.forget()
+        self._weights.note()
+        return self._moves >= _STRANGE_MOVES
 
 
 class RateWatch:
