@@ -6,6 +6,7 @@ from __future__ import annotations
 import doctest
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,37 @@ def test_a_recipe_runs(
     if "summary()" in code:
         assert history.jumps
         assert "jumps accepted" in capsys.readouterr().out
+
+
+def test_the_lines_of_the_readme_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a script that has model, optimizer, loader and loss_fn, as a reader's has."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.randn(20, 3)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "model": model,
+        "optimizer": optimizer,
+        "loader": [(x, x.sin().sum(1, keepdim=True))] * 40,
+        "loss_fn": torch.nn.functional.mse_loss,
+        "snapshots": torch.linspace(0, 2, 12).exp()[:, None].repeat(1, 3),
+        "step": lambda state: state / 2 + 1,
+        "x0": torch.zeros(3),
+        "scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer),
+    }
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    exec(first, names)
+    assert names["trainer"].history.counters.jumps_accepted > 0
+    assert sum("koopfast" in line or "trainer" in line for line in first.splitlines()) <= 5
+    for block in others:
+        exec(block, names)
+    assert names["result"].converged
+    assert names["later"].shape == (3, 3)
 
 
 def test_every_page_is_in_the_navigation() -> None:
