@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
 from typing import Any
@@ -286,6 +287,21 @@ def test_a_damaged_checkpoint_is_refused(key: str, value: object, message: str) 
     del state["phase"]
     with pytest.raises(CheckpointError, match="'phase' is missing"):
         buffer.load_state_dict(state)
+
+
+def test_unmoved_are_the_weights_that_are_one_number_in_all_rows() -> None:
+    weights = torch.zeros(5)
+    buffer = SnapshotBuffer([weights], capacity=4)
+    rows = [
+        [1.0, 2.0, 3.0, 0.0, math.nan],
+        [1.0, 5.0, 3.0, 0.0, math.nan],
+        [1.0, 2.0, 3.0, -0.0, math.nan],
+        [1.0, 2.0, 4.0, 0.0, math.nan],
+    ]
+    for count, unmoved in ((1, [0, 1, 2, 3]), (2, [0, 2, 3]), (3, [0, 2, 3]), (4, [0, 3])):
+        weights.copy_(torch.tensor(rows[count - 1]))
+        buffer.record()
+        assert buffer.unmoved().tolist() == unmoved
 
 
 def test_recording_costs_little_more_than_copying_the_weights() -> None:

@@ -215,7 +215,8 @@ class KoopmanConfig(FitOptions):
         """Algorithm 1 of Dogra & Redman (NeurIPS 2020, arXiv 2006.02361) and nothing added.
 
         The weights themselves are the observables, every step is recorded, all directions are
-        kept, eigenvalues are left as they are, and every jump is taken if it is finite.
+        kept, eigenvalues are left as they are, and every jump is taken if it is finite. (As under
+        any configuration, weights that did not move in the window stay where they are.)
 
         Args:
             horizon: optimizer steps to jump (the paper's T).
