@@ -23,6 +23,9 @@ constexpr int64_t kMostDelays = 8, kPreferredDelays = 8;
 // A window is divided into this many groups, whatever its snapshots' number.
 constexpr int64_t kMostGroups = 128, kLeastGroups = 16;
 constexpr double kPreferredGroups = 32, kPenalty = 0.1;
+// What is fitted to: all of a window, its last half, its last quarter; the quarter where it has so
+// many snapshots, and that of the first head half of them.
+constexpr int64_t kWindowParts[] = {1, 2, 4}, kLeastQuarter = 64;
 
 // The rank of the first step, where it is not given.
 int64_t full_rank(const FitOptions& given) {
@@ -42,16 +45,16 @@ double handicap(const FitOptions& own, int64_t count) {
   return kPenalty * far;
 }
 
-// Lengths of groups for a window, or for its last half of so many snapshots.
-std::vector<int64_t> averages(int64_t count, bool half, const FitOptions& options) {
+// Lengths of groups for a window, or for a last part of it of so many snapshots.
+std::vector<int64_t> averages(int64_t count, int64_t part, const FitOptions& options) {
   std::vector<int64_t> result;
   if (!(options.chosen & chosen_average)) {
-    if (!half) result.push_back(options.block_average);
+    if (part == 1) result.push_back(options.block_average);
     return result;
   }
   int64_t a = 1;
   while (count / a > kMostGroups) a *= 2;
-  for (; count / a >= kLeastGroups || (result.empty() && !half); a *= 2) result.push_back(a);
+  for (; count / a >= kLeastGroups || (result.empty() && part == 1); a *= 2) result.push_back(a);
   return result;
 }
 
@@ -81,7 +84,8 @@ std::vector<Matrix> predicted_together(const Searches& blocks,
   // What is judged is what will predict.
   std::vector<Bounded> all;
   for (Reduced& fit : fits) all.push_back({&fit.op, &fit.image});
-  move_all_to_unit_disc(all, options.unstable);
+  const int64_t stacked = observed.empty() ? 0 : observed[0].o.cols() - options.delays + 1;
+  move_all_to_unit_disc(all, options.unstable, slow_growth(options.unstable, stacked));
   std::vector<Matrix> moved;
   for (size_t i = 0; i < blocks.size(); ++i)
     moved.push_back(blocks[i]->predicted(fits[i], options, split));
@@ -89,9 +93,9 @@ std::vector<Matrix> predicted_together(const Searches& blocks,
 }
 
 std::vector<Observed> observed_together(const Searches& blocks, const FitOptions& options,
-                                        size_t split, bool half) {
+                                        size_t split, int64_t part) {
   std::vector<Observed> observed;
-  for (Search* block : blocks) observed.push_back(block->observed(options, split, half));
+  for (Search* block : blocks) observed.push_back(block->observed(options, split, part));
   return observed;
 }
 
@@ -99,14 +103,15 @@ std::vector<Observed> observed_together(const Searches& blocks, const FitOptions
 void choose_filters(const Searches& blocks, const FitOptions& given, int64_t m) {
   if (blocks.empty()) return;
   const std::vector<int64_t> delays = delay_counts(given);
-  for (const bool half : {false, true}) {
-    const int64_t count = half ? last_half(m) : m;
-    for (const int64_t a : averages(count, half, given)) {
+  for (const int64_t part : kWindowParts) {
+    const int64_t count = last_part(m, part);
+    if (part == 4 && count < kLeastQuarter) continue;
+    for (const int64_t a : averages(count, part, given)) {
       FitOptions own = given;
       own.block_average = a;
       std::vector<std::vector<Predictions>> moved(delays.size());
       for (size_t split = 0; split < kSplits; ++split) {
-        const std::vector<Observed> observed = observed_together(blocks, own, split, half);
+        const std::vector<Observed> observed = observed_together(blocks, own, split, part);
         for (size_t i = 0; i < delays.size(); ++i) {
           own.delays = delays[i];
           if (count / a - (own.increments ? 1 : 0) < own.delays + 1) continue;  // not one pair
@@ -143,7 +148,7 @@ void challenge(const Searches& blocks, int64_t rank, const FitOptions& wanted, i
     std::vector<Predictions> seen(open.size());
     for (size_t split = 0; split < kSplits && !open.empty(); ++split) {
       std::vector<Matrix> moved =
-          predicted_together(open, observed_together(open, own, split, false), own, rank, split);
+          predicted_together(open, observed_together(open, own, split, 1), own, rank, split);
       size_t left = 0;
       for (size_t i = 0; i < moved.size(); ++i) {
         if (split == 0 && !open[i]->may_win(moved[i])) continue;

@@ -37,8 +37,8 @@ struct Subject {
 // from its first half, two thirds and five sixths. The score of an operator is the mean logarithm
 // of the three errors. Rank 0 (stand still, error 1) wins where nothing does better. The steps:
 //   1. least squares of rank kFullRank: for every number of delays, the average and the part of the
-//      window (all, or its last half) of the lowest score, plus kPenalty for each octave between
-//      groups and delays and those preferred;
+//      window (all, its last half, of a long one its last quarter) of the lowest score, plus
+//      kPenalty for each octave between groups and delays and those preferred;
 //   2. the mean of these predictions, weighted by exp(-score), that is, by the inverse error;
 //   3. where the mean's error is above kGoodError, states and other estimators with the best one's
 //      average and delays: only one whose score is lower by kMargin takes its place, alone. One

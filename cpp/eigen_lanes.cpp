@@ -124,7 +124,7 @@ Matrix matrix_of(const LaneArray& a, int64_t n, int l) {
 
 // Moves those that are not stable, of one order.
 void move_lanes(LaneBases& bases, const std::vector<Bounded>& operators, const int64_t* at,
-                int64_t count, Unstable unstable) {
+                int64_t count, Unstable unstable, double radius) {
   const int64_t n = operators[at[0]].op->rows();
   const unsigned solved = bases.solve();
   LaneArray changes(n), p(n * n), product(n * n);
@@ -133,10 +133,10 @@ void move_lanes(LaneBases& bases, const std::vector<Bounded>& operators, const i
   for (int l = 0; l < count; ++l) {
     const auto& [op, lift] = operators[at[l]];
     if ((solved >> l & 1u) == 0) {
-      move_to_unit_disc(*op, *lift, unstable);
+      move_to_unit_disc(*op, *lift, unstable, radius);
       continue;
     }
-    const Vector divisor = divisors(bases.values(l), unstable);
+    const Vector divisor = divisors(bases.values(l), unstable, radius);
     const double largest = divisor.maxCoeff();
     if (!(largest > 1)) continue;
     if (!bases.usable(l)) {
@@ -180,7 +180,8 @@ std::vector<Eigenbasis> eigenbases(const std::vector<const Matrix*>& operators) 
   return found;
 }
 
-void move_all_to_unit_disc(const std::vector<Bounded>& operators, Unstable unstable) {
+void move_all_to_unit_disc(const std::vector<Bounded>& operators, Unstable unstable,
+                           double radius) {
   if (unstable == Unstable::keep) return;
   std::vector<const Matrix*> all;
   for (const Bounded& own : operators) all.push_back(own.op);
@@ -195,7 +196,7 @@ void move_all_to_unit_disc(const std::vector<Bounded>& operators, Unstable unsta
     for (int64_t j = first; j < end; ++j) {
       const int64_t i = groups.order[j];
       if (n > kMostOrder && !certainly_stable(*all[i]))
-        move_to_unit_disc(*operators[i].op, *operators[i].lift, unstable);
+        move_to_unit_disc(*operators[i].op, *operators[i].lift, unstable, radius);
       else if (n <= kMostOrder && (stable >> (j - first) & 1u) == 0)
         open.push_back(i);
     }
@@ -206,7 +207,7 @@ void move_all_to_unit_disc(const std::vector<Bounded>& operators, Unstable unsta
                       all[open[end]]->rows() == all[open[first]]->rows();)
       ++end;
     LaneBases bases(all, open, first, end);
-    move_lanes(bases, operators, open.data() + first, end - first, unstable);
+    move_lanes(bases, operators, open.data() + first, end - first, unstable, radius);
   }
 }
 

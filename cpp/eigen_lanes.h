@@ -19,6 +19,7 @@ struct Bounded {
   Matrix* op;
   Matrix* lift;
 };
-void move_all_to_unit_disc(const std::vector<Bounded>& operators, Unstable unstable);
+void move_all_to_unit_disc(const std::vector<Bounded>& operators, Unstable unstable,
+                           double radius = 1);
 
 }  // namespace koopfast

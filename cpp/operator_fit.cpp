@@ -84,7 +84,8 @@ Vector start_of(const Motion& motion, int64_t m, BlockForm form, int64_t average
 struct Lifted {
   Reduced fit;
   Matrix lift;
-  Eigenbasis basis;  // of a member of a mean
+  Eigenbasis basis;   // of a member of a mean
+  double radius = 1;  // where its eigenvalues may lie
 };
 
 class Block {
@@ -130,7 +131,7 @@ bool store_mean(const Block& block, Choice& choice, const std::vector<Lifted>& f
     if (own.fit.op.rows() == 0 || !own.basis.usable) continue;
     const int64_t a = member.options.block_average;
     if (!mixture) mixture = std::make_unique<Mixture>(own.lift.rows());
-    const Vector divisor = divisors(own.basis.values, member.options.unstable);
+    const Vector divisor = divisors(own.basis.values, member.options.unstable, own.radius);
     if (!mixture->add(own.basis, divisor, own.fit.start, own.lift, block.start(a), a, member.weight,
                       out.capacity[i]))
       continue;
@@ -161,12 +162,19 @@ void store_one(const Block& block, Choice& choice, const OperatorArrays& out, in
   }
   note_options(own, out, i);
   note_choice(choice, out, i);
-  const Reduced fit = reduce(h, block.shape, own, member.rank);
+  Reduced fit = reduce(h, block.shape, own, member.rank);
   if (own.block_average > 1) {
     const Vector start = block.start(own.block_average);
     Eigen::Map<Vector>(out.origins + out.origin_offsets[i], start.size()) = start;
   }
-  store_block(fit, block.lift(fit, member), own, out, i);
+  Matrix lift = block.lift(fit, member);
+  FitOptions stored = own;
+  if (own.unstable == Unstable::slow) {
+    if (fit.op.rows() > 0)
+      move_to_unit_disc(fit.op, lift, own.unstable, slow_growth(own.unstable, h.cols()));
+    stored.unstable = Unstable::keep;
+  }
+  store_block(fit, lift, stored, out, i);
 }
 
 // Fits of the members of all means, those to the same observables together.
@@ -212,6 +220,8 @@ std::vector<std::vector<Lifted>> fit_members(const std::vector<Block>& blocks,
       lifted.fit = std::move(own[j - first]);
       if (lifted.fit.op.rows() == 0) continue;
       lifted.lift = blocks[jobs[job].block].lift(lifted.fit, member_of(job));
+      lifted.radius =
+          slow_growth(options.unstable, observed[j - first].o.cols() - options.delays + 1);
       operators.push_back(&lifted.fit.op);
       fitted.push_back(&lifted);
     }

@@ -33,6 +33,7 @@ enum class Unstable : int {
   keep = 0,
   clip = 1,  // lambda / |lambda|
   damp = 2,  // lambda / |lambda|^2, its reflection inside
+  slow = 3,  // onto a circle of growth that the data can show; only of operators that are chosen
 };
 
 // What bounds a block's rank beside its capacity and the tolerance.

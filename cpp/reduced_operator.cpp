@@ -160,15 +160,19 @@ Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
   return reduce(Pairs{h.leftCols(p), h.rightCols(p), h.col(p), p}, shape, options, limit);
 }
 
-Vector divisors(const ComplexVector& values, Unstable unstable) {
+double slow_growth(Unstable unstable, int64_t p) {
+  return unstable == Unstable::slow && p > 0 ? std::exp(1 / static_cast<double>(p)) : 1.0;
+}
+
+Vector divisors(const ComplexVector& values, Unstable unstable, double radius) {
   if (unstable == Unstable::keep) return Vector::Ones(values.size());
-  const Vector moduli = values.cwiseAbs().cwiseMax(1.0);
+  const Vector moduli = (values.cwiseAbs() / radius).cwiseMax(1.0);
   return unstable == Unstable::damp ? Vector(moduli.cwiseAbs2()) : moduli;
 }
 
-Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable) {
+Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable, double radius) {
   Eigenbasis basis = eigenbasis(op);
-  const Vector divisor = divisors(basis.values, unstable);
+  const Vector divisor = divisors(basis.values, unstable, radius);
   if (!(divisor.maxCoeff() > 1)) return basis;
   if (!basis.usable) {
     op /= divisor.maxCoeff();

@@ -47,13 +47,18 @@ Reduced reduce(const Pairs& pairs, const BlockShape& shape, const FitOptions& op
 Reduced reduce(const Eigen::Ref<const Matrix>& h, const BlockShape& shape,
                const FitOptions& options, int64_t limit);
 
-// What eigenvalues are divided by to lie where `unstable` wants them: 1, or more.
-Vector divisors(const ComplexVector& values, Unstable unstable);
+// The modulus that Unstable::slow allows an operator fitted to p observables: growth by a factor e
+// over all of them. 1 for the others.
+double slow_growth(Unstable unstable, int64_t p);
 
-// Moves the eigenvalues of `op` that lie outside the unit circle radially: onto it (clip) or to
-// their reflection inside (damp). A becomes A P and the lift Phi P, P = W diag(1 / divisor) W^-1,
-// so that the first step is bounded like the others. Without a well-conditioned eigenbasis W, all
-// of A is scaled as its largest eigenvalue should be. Returns the eigenbasis of the result.
-Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable);
+// What eigenvalues are divided by to lie where `unstable` wants them: 1, or more.
+Vector divisors(const ComplexVector& values, Unstable unstable, double radius = 1);
+
+// Moves the eigenvalues of `op` that lie outside the unit circle radially: onto it (clip), onto a
+// circle of this radius if they are outside that (slow), or to their reflection inside (damp). A
+// becomes A P and the lift Phi P, P = W diag(1 / divisor) W^-1, so that the first step is bounded
+// like the others. Without a well-conditioned eigenbasis W, all of A is scaled as its largest
+// eigenvalue should be. Returns the eigenbasis of the result.
+Eigenbasis move_to_unit_disc(Matrix& op, Matrix& lift, Unstable unstable, double radius = 1);
 
 }  // namespace koopfast

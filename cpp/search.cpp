@@ -39,8 +39,8 @@ bool Search::moves() const {
   return std::all_of(splits_.begin(), splits_.end(), [](const Split& s) { return s.scale > 0; });
 }
 
-Observed Search::observed(const FitOptions& options, size_t split, bool half) {
-  const int64_t head = splits_[split].head, count = half ? last_half(head) : head;
+Observed Search::observed(const FitOptions& options, size_t split, int64_t part) {
+  const int64_t head = splits_[split].head, count = last_part(head, part);
   Observed own{observe(motion_, head, count, options), Matrix()};
   // The numbers of delays share the inner products, and the parts of the window those of single
   // steps. With fewer weights than that, hardly any fit asks for them.

@@ -17,7 +17,8 @@ constexpr size_t kSplits = 3;
 // Displacements (s, tail) predicted from each head; without columns where there is no operator.
 using Predictions = std::array<Matrix, kSplits>;
 
-inline int64_t last_half(int64_t count) { return (count + 1) / 2; }
+// Of so many snapshots the last half, quarter, ..., or all.
+inline int64_t last_part(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
 // What has been seen of one block's candidates. The steps are those of choice.h.
 class Search {
@@ -30,8 +31,8 @@ class Search {
   const BlockShape& shape() const { return shape_; }
   int64_t capacity() const { return capacity_; }
 
-  // What is fitted to the head of a split, or to its last half.
-  Observed observed(const FitOptions& options, size_t split, bool half);
+  // What is fitted to the last part of a split's head.
+  Observed observed(const FitOptions& options, size_t split, int64_t part);
 
   // What an operator predicts from the head of a split.
   Matrix predicted(const Reduced& fit, const FitOptions& options, size_t split) const;

@@ -11,6 +11,7 @@ import torch
 import cases
 from compare import assert_rows_close, relative_error
 from koopfast import ConfigError, KoopmanConfig, KoopmanOperator, Partition, _native, _reference
+from koopfast._reference_choice import last_part
 from koopfast.operator import Member
 
 SIZES = (6, 60)
@@ -31,7 +32,7 @@ def described(twin, m):
         Member(
             fit.recipe.delays,
             fit.recipe.block_average,
-            m - m // 2 if fit.recipe.half else m,
+            last_part(m, fit.recipe.part),
             pytest.approx(weight, rel=1e-5),
         )
         for weight, fit in fits
@@ -40,7 +41,7 @@ def described(twin, m):
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("m", [M, 90])
+@pytest.mark.parametrize("m", [M, 90, 260])
 def test_native_chooses_what_the_twin_does(n, seed, m):
     snapshots = noisy(n, seed, m) + 0.1 * seed * cases.random_walk(m, n, seed=seed)
     operator = KoopmanOperator.fit(snapshots, auto=True, method="qr")
@@ -94,6 +95,39 @@ def test_a_limit_of_a_mean_is_the_mean_of_the_limits():
     predicted = operator.predict([1e6, math.inf])
     assert float(operator.eigenvalues_of(0).abs().max()) < 1
     assert relative_error(predicted[1:], predicted[:1]) < 1e-6
+
+
+def growing(n, m=90, rate=0.5):
+    """Motion that grows by exp(rate) over a window, beside one that circles, and noise."""
+    t = torch.arange(m).double()[:, None]
+    grown, circling = torch.exp(rate * t / m), torch.cos(t / 9)
+    ramp = torch.linspace(0.2, 1, n).double()
+    return grown * ramp + circling * ramp.flip(0) + cases.noise(m, n, 1e-4, 1)
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize(
+    "how", [AUTO, {"delays": 2, "block_average": "auto"}], ids=["mean", "alone"]
+)
+def test_slow_growth_is_followed_as_the_twin_does(n, how):
+    ahead = 60
+    whole = growing(n, 90 + ahead)
+    snapshots, horizons = whole[:90], [1.0, 7.5, float(ahead)]
+    options = {**how, "rank": "auto", "method": "qr"}
+    slow = KoopmanOperator.fit(snapshots, unstable="slow", **options)
+    twin = _reference.fit_block(snapshots, rank="auto", unstable="slow", **how)
+    got = slow.predict(horizons)
+    assert relative_error(got, _reference.predict_block(twin, horizons)) < 1e-9
+    clipped = KoopmanOperator.fit(snapshots, unstable="clip", **options).predict(horizons)
+    wrong, bounded = ((p[-1] - whole[-1]).norm() for p in (got, clipped))
+    assert wrong < bounded
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+def test_no_slow_mode_grows_by_more_than_a_factor_e_over_what_it_is_fitted_to(n):
+    operator = KoopmanOperator.fit(growing(n, rate=5), auto=True, unstable="slow")
+    fitted = [one.snapshots - 9 * one.block_average for one in operator.chosen(0).members]
+    assert 1 < operator.eigenvalues_of(0).abs().max() <= math.exp(1 / min(fitted)) + 1e-9
 
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])

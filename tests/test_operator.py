@@ -78,6 +78,7 @@ def test_refuses_what_is_no_snapshot_matrix(snapshots, message):
         ({"delays": 8}, "at least 10 recorded states"),
         ({"method": "svd"}, "method"),
         ({"unstable": "damped"}, "unstable"),
+        ({"unstable": "slow"}, "auto=True"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"partition": Partition.from_segments([[(0, 29)]], 29)}, "29 weights"),
         ({"partition": "layer"}, "str"),

@@ -38,7 +38,7 @@ ROWS = {"states": 0, "increments": 1, "increments_and_last": 2}
 # The delays that a hindcast tries, the rank, and the most directions of what it chooses.
 _DELAYS, _RANK_OF_MEMBERS, _MOST_RANK = (1, 2, 4, 8), 16, 96
 # Unstable of operator_fit.h.
-UNSTABLE = {"keep": 0, "clip": 1, "damp": 2}
+UNSTABLE = {"keep": 0, "clip": 1, "damp": 2, "slow": 3}
 # RankRule of operator_fit.h.
 _RANK_RULES, _ENERGY = {"auto": 1, "gavish-donoho": 3}, 2
 # The most snapshots whose Gram matrices are fitted eight at a time.

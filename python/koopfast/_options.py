@@ -15,7 +15,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "observables": ("state", "increments", "auto"),
     "method": ("gram", "qr"),
     "estimator": ("least_squares", "forward_backward", "total_least_squares", "auto"),
-    "unstable": ("clip", "damp", "keep"),
+    "unstable": ("clip", "slow", "damp", "keep"),
 }
 
 
@@ -38,7 +38,7 @@ class FitOptions:
     estimator: Literal["least_squares", "forward_backward", "total_least_squares", "auto"] = (
         "least_squares"
     )
-    unstable: Literal["clip", "damp", "keep"] = "clip"
+    unstable: Literal["clip", "slow", "damp", "keep"] = "clip"
 
     def __post_init__(self) -> None:
         for field, known in _CHOICES.items():
@@ -53,6 +53,11 @@ class FitOptions:
             raise ConfigError(f"symmetric: expected True or False, got {self.symmetric!r}")
         object.__setattr__(self, "ridge", _ridge(self.ridge))
         self._check_estimator()
+        if self.unstable == "slow" and not self.chosen:
+            raise ConfigError(
+                'unstable: "slow" is for operators that are chosen by what they predicted; pass '
+                'auto=True, or delays="auto", or another of "clip", "damp", "keep"'
+            )
         t: Any = self.tolerance
         if t is None:
             return

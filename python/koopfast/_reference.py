@@ -49,6 +49,7 @@ from koopfast._reference_reduced import (
     hindcast,
     reduce,
     shrinker,
+    slow_growth,
 )
 
 # The statuses of a block.
@@ -201,8 +202,9 @@ def _fit(states: Tensor, recipe: Recipe, limit: int, error: float, trusted: floa
         sigma = reduced.singular_values
         return _without_operator(states, recipe, STILL, sigma, error, trusted)
     values = torch.linalg.eigvals(operator)
-    if unstable != "keep" and bool((values.abs() > 1).any()):
-        p = shrinker(operator, unstable)
+    radius = slow_growth(unstable, len(h))
+    if unstable != "keep" and bool((values.abs() > radius).any()):
+        p = shrinker(operator, unstable, radius)
         operator, lift = operator @ p, lift @ p
         values = torch.linalg.eigvals(operator)
     return BlockFit(

@@ -15,13 +15,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from koopfast._reference_reduced import Reduction, reduce, shrinker, trusted_intervals
+from koopfast._reference_reduced import (
+    Reduction,
+    reduce,
+    shrinker,
+    slow_growth,
+    trusted_intervals,
+)
 
 # The rank of least squares, the ranks of states, and the most directions of what is chosen.
 FULL_RANK, RANKS_OF_STATES, MOST_RANK = 16, (2, 4, 8), 96
 DELAYS, PREFERRED_DELAYS = (1, 2, 4, 8), 8
 # A window is divided into this many groups, whatever its snapshots' number.
 MOST_GROUPS, LEAST_GROUPS, PREFERRED_GROUPS = 128, 16, 32
+# What is fitted to: all of a window, its last half, its last quarter; the quarter where it has so
+# many snapshots.
+WINDOW_PARTS, LEAST_QUARTER = (1, 2, 4), 64
 # What an octave away from the preferred groups or delays costs, and what a challenger must gain, in
 # logarithms of the error; and the error below which nothing is challenged.
 PENALTY, MARGIN, GOOD_ERROR = 0.1, 1.0, 0.1
@@ -41,7 +50,7 @@ class Recipe:
     estimator: str  # or "symmetric"
     rank: int  # the most
     wanted: Reduction
-    half: bool = False  # fitted to the window's last half
+    part: int = 1  # fitted to the last 1 / part of the window
 
 
 def observe(states: Tensor, observables: str, average: int = 1) -> Tensor:
@@ -54,9 +63,14 @@ def observe(states: Tensor, observables: str, average: int = 1) -> Tensor:
     return means if observables == "state" else means[1:] - means[:-1]
 
 
+def last_part(count: int, part: int) -> int:
+    """How many of so many snapshots are the last half (2), quarter (4), or all (1) of them."""
+    return -(-count // part)
+
+
 def latest(states: Tensor, recipe: Recipe) -> Tensor:
-    """The snapshots that an operator is fitted to: all, or the last half."""
-    return states[len(states) // 2 :] if recipe.half else states
+    """The snapshots that an operator is fitted to: all, or the last half or quarter."""
+    return states[len(states) - last_part(len(states), recipe.part) :]
 
 
 def embed(observed: Tensor, delays: int) -> Tensor:
@@ -81,12 +95,13 @@ def predicted(states: Tensor, tail: int, recipe: Recipe) -> Tensor | None:
     wanted = dataclasses.replace(
         recipe.wanted, observables=recipe.observables, estimator=recipe.estimator
     )
-    fitted = reduce(embed(observed, q), recipe.rank, wanted)
+    h = embed(observed, q)
+    fitted = reduce(h, recipe.rank, wanted)
     operator, lift, y = fitted.operator, fitted.lift, fitted.start
     if len(operator) == 0:
         return None
     if wanted.unstable != "keep":  # what is judged is what will predict
-        p = shrinker(operator, wanted.unstable)
+        p = shrinker(operator, wanted.unstable, slow_growth(wanted.unstable, len(h)))
         operator, lift = operator @ p, lift @ p
     now, start = states[-1], states[-a:].mean(0)
     ahead = [start]  # states at whole numbers of groups; linear in between
@@ -130,23 +145,25 @@ def score(states: Tensor, moved: Sequence[Tensor | None]) -> float:
     return sum(weight * log_error(states, head, own) for head, weight, own in parts)
 
 
-def averages(count: int, half: bool, wanted: Recipe) -> Iterator[int]:
-    """Lengths of groups for a window, or for its last half of so many snapshots."""
+def averages(count: int, part: int, wanted: Recipe) -> Iterator[int]:
+    """Lengths of groups for a window, or for a last part of it of so many snapshots."""
     if wanted.block_average != "auto":
-        if not half:
+        if part == 1:
             yield int(wanted.block_average)
         return
     least = a = next(2**e for e in range(64) if count // 2**e <= MOST_GROUPS)
-    while count // a >= LEAST_GROUPS or (a == least and not half):
+    while count // a >= LEAST_GROUPS or (a == least and part == 1):
         yield a
         a *= 2
 
 
-def filters(m: int, delays: int, wanted: Recipe) -> Iterator[tuple[int, bool, float]]:
+def filters(m: int, delays: int, wanted: Recipe) -> Iterator[tuple[int, int, float]]:
     """Averages and parts of the window, and what their distance from those preferred costs."""
-    for half in (False, True):
-        count = m - m // 2 if half else m
-        for a in averages(count, half, wanted):
+    for part in WINDOW_PARTS:
+        count = last_part(m, part)
+        if part == 4 and count < LEAST_QUARTER:
+            continue
+        for a in averages(count, part, wanted):
             if count // a - (wanted.observables != "state") < delays + 1:
                 continue  # not one pair
             far = 0.0
@@ -154,12 +171,12 @@ def filters(m: int, delays: int, wanted: Recipe) -> Iterator[tuple[int, bool, fl
                 far += abs(math.log2(count / a / PREFERRED_GROUPS))
             if wanted.delays == "auto":
                 far += abs(math.log2(delays / PREFERRED_DELAYS))
-            yield a, half, PENALTY * far
+            yield a, part, PENALTY * far
 
 
 def challengers(best: Recipe, wanted: Recipe, any_rank: bool) -> Iterator[Recipe]:
     """Other estimators and states, with the averages and delays of the best."""
-    best = dataclasses.replace(best, half=False)
+    best = dataclasses.replace(best, part=1)
     if wanted.estimator == "auto":
         for estimator in ("symmetric", "total_least_squares"):
             yield dataclasses.replace(best, estimator=estimator)
@@ -207,8 +224,8 @@ def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], 
     best: list[tuple[float, Recipe, list[Tensor | None]]] = []
     for q in DELAYS if wanted.delays == "auto" else (int(wanted.delays),):
         own = []
-        for a, half, penalty in filters(m, q, wanted):
-            recipe = dataclasses.replace(plain, delays=q, block_average=a, half=half, rank=full)
+        for a, part, penalty in filters(m, q, wanted):
+            recipe = dataclasses.replace(plain, delays=q, block_average=a, part=part, rank=full)
             moved = predictions(states, recipe)
             own.append((score(states, moved) + penalty, recipe, moved))
         best += [min(own, key=lambda candidate: candidate[0])] if own else []

@@ -67,15 +67,22 @@ def eigenbasis(operator: Tensor) -> tuple[Tensor, Tensor, bool]:
     return values, vectors, usable
 
 
-def shrinker(operator: Tensor, unstable: str) -> Tensor:
+def slow_growth(unstable: str, p: int) -> float:
+    """The modulus that "slow" allows an operator fitted to p observables: growth by a factor e
+    over all of them; 1 for the others."""
+    return math.exp(1 / p) if unstable == "slow" else 1.0
+
+
+def shrinker(operator: Tensor, unstable: str, radius: float = 1.0) -> Tensor:
     """P such that the eigenvalues of A P outside the unit circle are moved radially: onto it
-    ("clip", lambda / |lambda|) or to their reflection inside ("damp", lambda / |lambda|^2).
+    ("clip", lambda / |lambda|), onto another of this radius ("slow") or to their reflection inside
+    ("damp", lambda / |lambda|^2).
 
     P = W diag(1 / divisor) W^-1 in a well-conditioned eigenbasis W. Elsewhere there is none, and
     all of A is scaled as its largest eigenvalue should be.
     """
     values, vectors, usable = eigenbasis(operator)
-    divisor = values.abs().clamp(min=1) ** (2 if unstable == "damp" else 1)
+    divisor = (values.abs() / radius).clamp(min=1) ** (2 if unstable == "damp" else 1)
     if usable:
         scaled = vectors / divisor.to(vectors.dtype)
         return as_field(scaled @ torch.linalg.inv(vectors), operator)

@@ -80,7 +80,8 @@ class KoopmanConfig(FitOptions):
         estimator: "least_squares", or against noise in the snapshots "forward_backward" or
             "total_least_squares".
         unstable: what is done with eigenvalues outside the unit circle: "clip" moves them onto it,
-            "damp" reflects them inside, "keep" leaves them.
+            "slow" leaves slow growth (what is "auto" only), "damp" reflects them inside, "keep"
+            leaves them.
         horizon: optimizer steps to jump, or "search": try ¼, ½, 1, 2, 4, … windows and keep what
             the guard likes best (with a stride that sets itself, beginning at the horizon that was
             best last time).

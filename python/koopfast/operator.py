@@ -165,7 +165,7 @@ class KoopmanOperator:
             "least_squares"
         ),
         method: Literal["gram", "qr"] = "gram",
-        unstable: Literal["clip", "damp", "keep"] = "clip",
+        unstable: Literal["clip", "slow", "damp", "keep"] = "clip",
     ) -> KoopmanOperator:
         """Fit the operator of each block to recorded states.
 
@@ -230,9 +230,11 @@ class KoopmanOperator:
                 several times the work.
             unstable: "clip" moves eigenvalues from outside the unit circle onto it, so that no
                 prediction grows exponentially (where a block's eigenbasis is ill-conditioned, all
-                of its operator is scaled by the spectral radius instead); "damp" reflects them
-                inside (lambda / |lambda|^2), so that what grew decays; "keep" leaves the
-                least-squares operator as it is (the paper's).
+                of its operator is scaled by the spectral radius instead); "slow", of operators
+                that are chosen ("auto"), lets what grows grow by a factor e over the stretch that
+                they are fitted to, and moves what is faster to that; "damp" reflects them inside
+                (lambda / |lambda|^2), so that what grew decays; "keep" leaves the least-squares
+                operator as it is (the paper's).
 
         Raises:
             ConfigError: an argument is none of the above, the partition does not fit the

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from koopfast.report import Table
@@ -14,6 +14,12 @@ __all__ = ["SHOWN_PARTITION", "complexity_table", "digits_tables", "ratio", "sol
 
 # The partition of the headline: one operator for the whole network, which the small form affords.
 SHOWN_PARTITION = "network"
+
+# Operators whose networks are shown one by one.
+_SPREAD = (
+    ("node", "paper"), ("network", "paper"), ("node", "auto"), ("network", "bounded"),
+    ("network", "auto"),
+)  # fmt: skip
 
 _TARGET_ERROR, _TARGET_FASTER, _TARGET_POINTS = 0.05, 10.0, 0.3
 
@@ -57,6 +63,7 @@ def solver_tables(result: dict[str, Any]) -> dict[str, Table]:
             noisy, settings,
             f"points perturbed at every step, {len(noisy[0]['growth'])} networks",
         ),
+        "solver-spread": _spread(plain, horizon),
         "solver-horizons": _horizons(plain),
         "solver-losses": _solver_losses(plain),
         "solver-times": _solver_times(plain, horizon),
@@ -132,6 +139,33 @@ def _errors(
     heads = ["optimizer", "partition", *runs[0]["predictions"]["node"]]
     caption = f"Error over distance travelled after {settings['horizon']:,} steps: {whose}"
     return Table(heads, rows, caption, words=(0, 1))
+
+
+def _spread(runs: Sequence[dict[str, Any]], horizon: int) -> Table:
+    """How the networks' own errors lie, each over its own distance."""
+    rows = []
+    for run in runs:
+        at, networks = run["horizons"].index(horizon), range(len(run["growth"]))
+        for kind, method in _SPREAD:
+            own = sorted(ratio(run, kind, method, at, [i]) for i in networks)
+            cuts = quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
+            good = [
+                t for i, t in enumerate(run["horizons"])
+                if max(ratio(run, kind, method, j) for j in range(i + 1)) <= _TARGET_ERROR
+            ]  # fmt: skip
+            share = sum(error <= _TARGET_ERROR for error in own) / len(own)
+            rows.append(
+                [run["optimizer"], f"{method}, {kind}", *map(show, (own[0], *cuts, own[-1])),
+                 f"{100 * share:.0f} %", f"{good[-1]:,}" if good else "–"]
+            )  # fmt: skip
+    heads = ["optimizer", "operator", "least", "quarter", "median", "three quarters", "most"]
+    heads += [f"networks at most {_TARGET_ERROR:g}", f"steps to {_TARGET_ERROR:g}"]
+    caption = f"Each network's error over its own distance after {horizon:,} steps"
+    return Table(
+        heads, rows, caption, words=(0, 1),
+        notes=[(f"Steps to {_TARGET_ERROR:g}: the last of the steps looked at up to which median "
+               "error over median distance is not above that.")],
+    )  # fmt: skip
 
 
 def _horizons(runs: Sequence[dict[str, Any]]) -> Table:
