@@ -97,6 +97,20 @@ def test_a_limit_of_a_mean_is_the_mean_of_the_limits():
     assert relative_error(predicted[1:], predicted[:1]) < 1e-6
 
 
+def test_of_a_long_window_the_last_quarter_is_among_the_choices():
+    def chirp(m):
+        x, ramp = torch.arange(m).double()[:, None] / m, torch.linspace(0.2, 1, 6).double()
+        angle = 6 * x + 14 * x**3
+        return torch.cos(angle) * ramp + torch.sin(angle) * ramp.flip(0) + cases.noise(m, 6, 1e-5)
+
+    fits = {m: KoopmanOperator.fit(chirp(m), auto=True, method="qr") for m in (240, 260)}
+    fitted = {m: {one.snapshots for one in fit.chosen(0).members} for m, fit in fits.items()}
+    assert min(fitted[240]) == 120
+    assert fitted[260] == {65}
+    twin = _reference.fit_block(chirp(260), rank="auto", unstable="clip", **AUTO)
+    assert fits[260].chosen(0).members == described(twin, 260)
+
+
 def growing(n, m=90, rate=0.5):
     """Motion that grows by exp(rate) over a window, beside one that circles, and noise."""
     t = torch.arange(m).double()[:, None]
