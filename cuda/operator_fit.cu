@@ -12,7 +12,7 @@
 namespace koopfast::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kWarp* kWarps)
+__global__ void __launch_bounds__(kWarp* kWarps, 4)
     operator_fit_kernel(SmallFits fits, FitOptions options, OperatorArrays out, double* workspace,
                         int64_t teams) {
   const int64_t team = warp_index();
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kWarp* kWarps)
   }
 }
 
-__global__ void __launch_bounds__(kWarp* kWarps)
+__global__ void __launch_bounds__(kWarp* kWarps, 5)
     bound_spectra_kernel(OperatorArrays out, const int64_t* rows, int64_t count, Unstable unstable,
                          int64_t most_rank, double* workspace, int64_t teams) {
   const int64_t team = warp_index();

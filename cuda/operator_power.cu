@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kWarp* kWarps)
 }
 
 // A warp a block, one after another.
-__global__ void __launch_bounds__(kWarp* kWarps)
+__global__ void __launch_bounds__(kWarp* kWarps, 6)
     operator_power_kernel(FittedBlocks fits, const int64_t* row_counts, int64_t count, bool dual,
                           const double* horizons, int64_t n_horizons, const int64_t* value_offsets,
                           double* values, double* base, int64_t most_rank, double* workspace,

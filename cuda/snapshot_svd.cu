@@ -172,13 +172,19 @@ __global__ void __launch_bounds__(kWarp* kWarps, resident(sizeof(T), kind))
       right.read(s, column0, at, aligned);
       add(left, right);
     }
+  } else if (windows.scattered()) {
+    while (windows.next_scattered(at)) {
+      Rows<T, kTiles> rows;
+      rows.read(s, row0, at, aligned);
+      add(rows, rows);
+    }
   } else {
     // One window is summed while the next one is on its way.
     Rows<T, kTiles> now, next;
-    bool more = windows.next(at);
+    bool more = windows.next_of_run(at);
     if (more) now.read(s, row0, at, aligned);
     while (more) {
-      more = windows.next(at);
+      more = windows.next_of_run(at);
       if (more) next.read(s, row0, at, aligned);
       add(now, now);
       now = next;

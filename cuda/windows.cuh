@@ -57,59 +57,77 @@ __device__ __forceinline__ void store(const Four<T>& four, const Columns& at, bo
 // The windows of `Lanes` x 4 columns of a chunk, one after another; each lane sees its own part,
 // lane `index` of `Lanes`. All lanes of a warp see the same number of windows. A block whose
 // segments are long is walked run by run, in windows that begin at multiples of their length in the
-// flat vector, where vector loads are aligned; one of many short segments column by column.
+// flat vector, where vector loads are aligned; one of many short segments column by column. Columns
+// are counted from the chunk's first one, of which 32 bits hold all: half the registers.
 template <int Lanes>
 class Windows {
  public:
   __device__ __forceinline__ Windows(const BlockTable& table, int64_t block, int64_t begin,
                                      int64_t end, int index)
-      : table_(table), block_(block), next_(begin), end_(end), index_(index) {
+      : table_(table), block_(block), begin_(begin), size_(static_cast<int>(end - begin)) {
     const int64_t segments = table.offsets[block + 1] - table.offsets[block];
     scattered_ = segments * kShortSegment > table.block_size(block);
     segment_ = scattered_ || begin >= end ? 0 : table.find_segment(block, begin);
-    window_ = to_ = 0;  // no run yet
+    first_ = 4 * index;
+    window_ = from_ = to_ = next_ = 0;  // no run yet
   }
 
+  __device__ __forceinline__ bool scattered() const { return scattered_; }
+
   __device__ __forceinline__ bool next(Columns& at) {
-    if (scattered_) {
-      if (next_ >= end_) return false;
-      at.column = next_ + 4 * index_;
-      at.whole = false;
+    return scattered_ ? next_scattered(at) : next_of_run(at);
+  }
+
+  // The same where scattered() is known: a loop of its own keeps less in registers.
+  __device__ __forceinline__ bool next_scattered(Columns& at) {
+    if (next_ >= size_) return false;
+    const int own = next_ + first_;
+    at.column = begin_ + own;
+    at.whole = false;
+    int64_t segment = own < size_ ? table_.find_segment(block_, at.column) : 0;
 #pragma unroll
-      for (int s = 0; s < 4; ++s)
-        at.flat[s] = at.column + s < end_ ? table_.flat_index(block_, at.column + s) : -1;
-      next_ += kStep;
-      return true;
+    for (int s = 0; s < 4; ++s) {
+      at.flat[s] = -1;
+      if (own + s >= size_) continue;
+      while (at.column + s >= table_.columns[segment] + table_.lengths[segment]) ++segment;
+      at.flat[s] = table_.starts[segment] + at.column + s - table_.columns[segment];
     }
+    next_ += kStep;
+    return true;
+  }
+
+  __device__ __forceinline__ bool next_of_run(Columns& at) {
     if (window_ >= to_) {
-      if (next_ >= end_) return false;
-      const int64_t inside = next_ - table_.columns[segment_];
+      if (next_ >= size_) return false;
+      const int64_t inside = begin_ + next_ - table_.columns[segment_];
       const int64_t left = table_.lengths[segment_] - inside;
-      const int64_t length = left < end_ - next_ ? left : end_ - next_;
-      from_ = table_.starts[segment_] + inside;
-      to_ = from_ + length;
-      first_ = next_;
-      window_ = from_ - from_ % kStep;
-      next_ += length;
+      const int64_t flat = table_.starts[segment_] + inside;
+      from_ = next_;
+      to_ = left < size_ - from_ ? from_ + static_cast<int>(left) : size_;
+      shift_ = flat - from_;
+      window_ = from_ - static_cast<int>(flat % kStep);
+      next_ = to_;
       ++segment_;
     }
-    const int64_t flat = window_ + 4 * index_;
-    at.column = first_ + flat - from_;
-    at.whole = flat >= from_ && flat + 4 <= to_;
+    const int own = window_ + first_;
+    at.column = begin_ + own;
+    at.whole = own >= from_ && own + 4 <= to_;
 #pragma unroll
-    for (int s = 0; s < 4; ++s) at.flat[s] = flat + s >= from_ && flat + s < to_ ? flat + s : -1;
+    for (int s = 0; s < 4; ++s)
+      at.flat[s] = own + s >= from_ && own + s < to_ ? shift_ + own + s : -1;
     window_ += kStep;
     return true;
   }
 
  private:
-  static constexpr int64_t kStep = 4 * Lanes;
+  static constexpr int kStep = 4 * Lanes;
   static constexpr int64_t kShortSegment = 32;
 
   const BlockTable& table_;
-  int64_t block_, next_, end_, segment_;
-  int64_t from_, to_, first_, window_;  // the run at hand, and the column of its first weight
-  int index_;
+  int64_t block_, begin_, segment_;
+  int64_t shift_;                   // from a column of the run at hand to its place
+  int size_, next_;                 // of the chunk; the first column behind the run
+  int from_, to_, window_, first_;  // the run, its window at hand, and this lane's place in one
   bool scattered_;
 };
 
