@@ -49,7 +49,8 @@ void bind_passes(py::module_& m) {
       py::arg("snapshots"), py::arg("table"), py::arg("blocks"), py::arg("plan"), py::arg("dual"),
       py::arg("base"), py::arg("value_offsets"), py::arg("values"), py::arg("n_horizons"),
       py::arg("out"), py::arg("out_stride"), py::arg("stream"));
-  m.def("cuda_failure", &cuda::failure);
+  m.def("cuda_failure", &cuda::failure, py::arg("device"));
+  m.def("cuda_use", &cuda::use, py::arg("device"));
 }
 
 // (dual, count, m, pairs, largest order, sizes, source, its offsets, newest, its offsets)

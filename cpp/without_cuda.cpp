@@ -24,7 +24,9 @@ namespace {
 
 }  // namespace
 
-std::string failure() { return "koopfast was built without CUDA"; }
+std::string failure(int) { return "koopfast was built without CUDA"; }
+
+void use(int) { refuse(); }
 
 void snapshot_gram(const SnapshotView&, const BlockTable&, const int64_t*, const ChunkPlan&,
                    SnapshotRows, double*, double*, void*) {

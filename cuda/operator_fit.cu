@@ -9,6 +9,8 @@
 // a block costs is the chain of rotations of its eigenproblem, some hundred of them, each waiting
 // for a square root and a division, so many warps side by side are what counts. The matrices stay
 // in global memory: those of the resident warps fit the caches, and no order is too large for them.
+// The resident CTAs are stated, as many as leave registers for all that is kept: left to itself the
+// compiler aims at more, and spills.
 namespace koopfast::cuda {
 namespace {
 

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
 # (Fibers jump between stacks, which a fortified longjmp takes for an error.)
 OPTIONS += ["-U_FORTIFY_SOURCE"]
+# Wide loads and stores of places that are not aligned are errors, as they are on a device.
+OPTIONS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
 
 
 @cache

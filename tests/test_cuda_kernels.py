@@ -90,6 +90,39 @@ def test_rows_that_are_not_aligned_are_read_one_by_one(kernels, monkeypatch):
     assert_same_grams(monkeypatch, wide[:, 1:180], cases.mixed(179), "increments")
 
 
+@pytest.mark.parametrize("segments", ["runs", "scattered"])
+def test_places_beyond_two_to_the_31_are_read_and_written(segments, kernels, monkeypatch):
+    # (Memory that nobody touches is never taken.)
+    far, size = 2**31, 150
+    snapshots = torch.empty(3, far + size, dtype=torch.bfloat16)
+    own = [(far, size)] if segments == "runs" else [(far + i, 1) for i in range(size)]
+    table = _blocks.BlockTable(Partition.from_segments([[(0, far)], own], far + size))
+    snapshots[:, far:] = cases.random_walk(3, size, torch.bfloat16)
+    block, out = torch.tensor([1]), torch.empty(1, far + size, dtype=torch.bfloat16)
+    powers = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64)
+    base = torch.ones(1, 1, dtype=torch.float64)
+
+    def both():
+        _ops._combine(snapshots, table, block, True, (powers, torch.zeros_like(block), base), out)
+        return _ops.snapshot_gram(snapshots, table, block, rows="increments"), out[0, far:].clone()
+
+    (got, combined), (expected, wanted) = both(), on_cpu(monkeypatch, both)
+    assert torch.allclose(got, expected, rtol=1e-12, atol=0)
+    assert torch.equal(combined, wanted)
+
+
+@pytest.mark.parametrize("m", [2, 32, 100])
+@pytest.mark.parametrize("size", [0, 1, 1024, 10**6, 10**8, 2**40])
+def test_chunks_hold_each_column_once_and_keep_a_device_busy(size, m):
+    plan = _device.ChunkPlan.of(torch.tensor([size]), torch.tensor([0]), m, torch.device("cpu"))
+    step, chunks = int(plan.steps[0]), len(plan.owners)
+    assert (chunks - 1) * step < max(size, 1) <= chunks * step
+    assert step < 2**31  # windows.cuh counts a chunk's columns in 32 bits
+    assert chunks <= 2**14 + 1  # (m, m) sums each
+    if size >= 10**6 and m <= 32:
+        assert chunks >= 900
+
+
 def test_the_tensor_cores_layout_gives_the_same(monkeypatch, kernels):
     snapshots = cases.random_walk(34, 100, torch.float32)
     plain = gram(snapshots, cases.mixed(100), "increments")
@@ -278,18 +311,30 @@ def test_a_moment_buffer_folds_on_the_device(kernels, monkeypatch):
         assert torch.allclose(got._moments.sums, expected._moments.sums, rtol=1e-12, atol=1e-13)
 
 
+def test_an_error_says_where_and_what_and_is_over(kernels):
+    snapshots, partition = cases.random_walk(5, 20), cases.mixed(20)
+    kernels.fail_next()
+    said = r"snapshot_svd\.cu:\d+: CUDA error cudaErrorInvalidConfiguration: invalid config"
+    with pytest.raises(RuntimeError, match=said):
+        gram(snapshots, partition, "states")
+    assert gram(snapshots, partition, "states").isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("built", "capability", "runs"),
     [
         (["75-real", "80-real", "90-real", "120"], (9, 0), True),
         (["75-real", "80-real", "90-real", "120"], (8, 9), True),
         (["75-real", "80-real", "90-real", "120"], (7, 0), False),
+        (["75", "80-real", "90-real", "120"], (11, 0), True),
         (["80-real"], (9, 0), False),
         (["80"], (9, 0), True),
         (["80-virtual"], (8, 6), True),
         (["80-virtual"], (7, 5), False),
         (["90a"], (9, 0), True),
         (["90a"], (10, 0), False),
+        (["100f"], (10, 3), True),
+        (["100f"], (12, 0), False),
         ([], (9, 0), False),
     ],
 )
@@ -318,6 +363,15 @@ def test_plain_torch_stands_in_for_the_kernels(monkeypatch):
     assert torch.equal(out[0], snapshots[-1])
 
 
+def test_the_runtime_that_is_linked_in_is_told_of_the_current_device(monkeypatch):
+    told = []
+    monkeypatch.setattr(_device, "native", SimpleNamespace(cuda_use=told.append))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    with _device.current(torch.device("cuda:3")):
+        assert told == [3]
+
+
 @pytest.mark.parametrize(
     ("capability", "failure", "said"),
     [
@@ -331,7 +385,7 @@ def test_a_device_that_the_kernels_do_not_run_on_is_warned_of_once(
     native = SimpleNamespace(
         cuda_compiled=True,
         build_info=lambda: {"cuda_architectures": "75-real 80-real 90-real 120"},
-        cuda_failure=lambda: failure,
+        cuda_failure=lambda index: failure,
     )
     monkeypatch.setattr(_device, "native", native)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)

@@ -4,6 +4,8 @@ KOOPFAST_REQUIRE_CUDA=1 makes that a failure (conftest.py)."""
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ from koopfast import (
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA = torch.device("cuda")
+# It says, once, that it does not see all that waits.
+without_torchs_own_warning = pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 
 
 def whole(n):
@@ -72,6 +76,38 @@ def test_another_stream_is_honoured():
     assert torch.equal(got, expected)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_another_device_than_the_current_one_is_honoured():
+    snapshots = cases.random_walk(8, 1000)
+    operators = [KoopmanOperator.fit(snapshots.to(f"cuda:{i}"), rank=2) for i in (0, 1)]
+    first, other = (operator.predict([3, 5]).cpu() for operator in operators)
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(first, other)
+
+
+@without_torchs_own_warning
+def test_a_fit_waits_once_and_a_prediction_never():
+    partition = Partition.from_segments([[(b * 200, 200)] for b in range(30)], 6000)
+    snapshots = cases.random_walk(16, 6000).to(CUDA)
+    out = torch.empty(2, 6000, dtype=torch.float64, device=CUDA)
+
+    def fit():
+        return KoopmanOperator.fit(snapshots, partition, rank=2)
+
+    fit().predict([1, 4], out=out)  # takes the memory that the second time is there
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            operator = fit()
+        assert len(waits) <= 1
+        torch.cuda.set_sync_debug_mode("error")
+        operator.predict([1, 4], out=out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@without_torchs_own_warning
 @pytest.mark.parametrize("offload", [False, True])
 def test_recording_waits_for_nothing(offload):
     model = nn.Linear(50, 50).to(CUDA)
@@ -90,8 +126,10 @@ def test_recording_waits_for_nothing(offload):
 def test_a_captured_window_is_recorded_anew_at_each_replay():
     weight = nn.Parameter(torch.zeros(1000, device=CUDA))
     buffer = SnapshotBuffer([weight], capacity=3)
-    with pytest.raises(ConfigError, match="reserve"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        buffer.record()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        weight.data.add_(1)  # (torch warns of an empty graph)
+        with pytest.raises(ConfigError, match="reserve"):
+            buffer.record()
     buffer = SnapshotBuffer([weight], capacity=3)
     buffer.reserve()
     graph = torch.cuda.CUDAGraph()

@@ -88,6 +88,9 @@ def streams(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current)
+    current.lent = []
+    lend = lambda stage, stream: current.lent.append((stage, stream))  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "record_stream", lend)
     return current
 
 
@@ -97,6 +100,12 @@ def test_a_stage_is_written_again_only_when_its_row_has_left(streams):
         rows.stage.fill_(float(t))
         rows.send(t)
     assert rows.finished()[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_stage_is_not_given_away_while_the_bus_reads_it(streams):
+    rows = _offload.OffloadedRows(5, 3, torch.float32, torch.device("cpu"))
+    assert all(stage is lent for stage, (lent, _) in zip(rows._stages, streams.lent, strict=True))
+    assert all(stream is rows._bus for _, stream in streams.lent)
 
 
 def test_without_that_wait_rows_would_be_lost(streams, monkeypatch):

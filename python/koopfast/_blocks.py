@@ -16,7 +16,7 @@ from torch import Tensor
 
 from koopfast import _native
 from koopfast._segments import repeated
-from koopfast._views import thread_count
+from koopfast._views import sent, thread_count
 from koopfast.partition import Partition
 
 # kMostMembers of operator_fit.h.
@@ -285,14 +285,14 @@ class Layout:
         lift that is its operator need not be written again, and grams are kept."""
         matrices = int((capacity**2).sum())
         return cls(
-            dual=dual.to(device),
-            rows=rows.to(device),
-            capacity=capacity.to(device),
-            vector_offsets=starts(capacity).to(device),
-            matrix_offsets=starts(capacity**2).to(device),
-            lift_offsets=(starts(rows * capacity) + (matrices if shared else 0)).to(device),
-            origin_offsets=(starts(rows) if averaged else torch.zeros_like(rows)).to(device),
-            singular_offsets=torch.cat((capacity.new_zeros(1), capacity.cumsum(0))).to(device),
+            dual=sent(dual, device),
+            rows=sent(rows, device),
+            capacity=sent(capacity, device),
+            vector_offsets=sent(starts(capacity), device),
+            matrix_offsets=sent(starts(capacity**2), device),
+            lift_offsets=sent(starts(rows * capacity) + (matrices if shared else 0), device),
+            origin_offsets=sent(starts(rows) if averaged else torch.zeros_like(rows), device),
+            singular_offsets=sent(torch.cat((capacity.new_zeros(1), capacity.cumsum(0))), device),
             vectors=int(capacity.sum()),
             matrices=matrices,
             lifts=int((rows * capacity).sum()),

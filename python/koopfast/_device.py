@@ -8,8 +8,8 @@ cut into chunks, partial sums) is allocated by torch on the current stream, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,11 +20,13 @@ from torch import Tensor
 from koopfast import _native
 from koopfast._blocks import BlockTable
 from koopfast._segments import repeated
-from koopfast._views import view
+from koopfast._views import sent, view
 from koopfast.errors import KoopmanWarning
 
-# The fewest columns of a chunk, and the most chunks of a block, for up to 32 snapshots.
-_LEAST_COLUMNS, _MOST_COLUMNS, _MOST_CHUNKS = 1024, 8192, 8192
+# Columns of a chunk, for up to 32 snapshots: a block of a million weights alone is to keep the 1500
+# or so warps busy that a large GPU holds; a chunk is to read far more than the (m, m) sums that it
+# writes; and the last warps to finish are to be few among all.
+_LEAST_COLUMNS, _MOST_COLUMNS, _CHUNKS, _MOST_CHUNKS = 1024, 8192, 1024, 1 << 14
 # Whose kernels are called; tests put in those that run on the host.
 native: Any = _native
 
@@ -41,7 +43,9 @@ def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
             if number == f"{own}a":
                 return True
             continue
-        built = int(number)
+        built, family = int(number.rstrip("f")), number.endswith("f")  # of one generation alone
+        if family and built // 10 != own // 10:
+            continue
         if kind != "virtual" and built // 10 == own // 10 and built <= own:
             return True
         if kind != "real" and built <= own:
@@ -65,7 +69,7 @@ def _usable(index: int) -> bool:
         reason = f"compute capability {capability[0]}.{capability[1]}, built for {' '.join(built)}"
     else:
         with torch.cuda.device(index):
-            reason = native.cuda_failure()
+            reason = native.cuda_failure(index)
     if reason:
         warnings.warn(
             f"koopfast's CUDA kernels do not run on cuda:{index} ({reason}); plain torch does "
@@ -81,9 +85,12 @@ def stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream)
 
 
-def current(device: torch.device) -> AbstractContextManager[None]:
-    """Makes a device the current one: kernels are launched there."""
-    return torch.cuda.device(device)
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Makes a device the current one, torch's and ours: kernels are launched there."""
+    with torch.cuda.device(device):
+        native.cuda_use(torch.cuda.current_device())
+        yield
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class ChunkPlan:
     def of(cls, sizes: Tensor, blocks: Tensor, m: int, device: torch.device) -> ChunkPlan:
         """Of some blocks, `sizes` those of all; Gram matrices are (m, m)."""
         own, wide = sizes[blocks], max(1, m // 32)
-        steps = (own // 64).clamp(_LEAST_COLUMNS, _MOST_COLUMNS).maximum(own // _MOST_CHUNKS) * wide
+        steps = (own // _CHUNKS).clamp(_LEAST_COLUMNS, _MOST_COLUMNS)
+        steps = steps.maximum(own // _MOST_CHUNKS) * wide
         chunks = ((own + steps - 1) // steps).clamp(min=1)
         first = torch.cat((chunks.new_zeros(1), chunks.cumsum(0)))
         shared = torch.nonzero(chunks > 1).flatten()
@@ -114,12 +122,12 @@ class ChunkPlan:
         slots[shared] = parts.cumsum(0) - parts
         owners = repeated(torch.arange(len(blocks), device="cpu"), chunks)
         return cls(
-            blocks=blocks.to(device),
-            owners=owners.to(device),
-            first=first.to(device),
-            steps=steps.to(device),
-            slots=slots.to(device),
-            shared=shared.to(device),
+            blocks=sent(blocks, device),
+            owners=sent(owners, device),
+            first=sent(first, device),
+            steps=sent(steps, device),
+            slots=sent(slots, device),
+            shared=sent(shared, device),
             partial_sums=int(parts.sum()),
         )
 

@@ -86,7 +86,7 @@ class DeviceBlocks:
         for first in range(0, len(horizons), step):
             wanted = torch.tensor(horizons[first : first + step], dtype=torch.float64, device="cpu")
             for selection in self.selections:
-                powers = self._power(selection, wanted.to(out.device))
+                powers = self._power(selection, _views.sent(wanted, out.device))
                 _device.combine(
                     self.snapshots,
                     self.table,
@@ -129,14 +129,14 @@ class DeviceBlocks:
         blocks, count = selection.plan.blocks, len(selection.blocks)
         m = self.snapshots.shape[0]
         rows = self.table.sizes[selection.blocks].clamp(max=m)
-        offsets = _blocks.starts(rows * k).to(device)
+        offsets = _views.sent(_blocks.starts(rows * k), device)
         values = torch.empty(int(rows.sum()) * k, dtype=torch.float64, device=device)
         base = torch.empty((count, k), dtype=torch.float64, device=device)
         most = int(self.capacity[selection.blocks].max())
         each = _device.native.cuda_operator_power_workspace(most, k)
         workspace, teams = _workspace(each, count, device)
         own, addresses = self.fitted.selected(blocks)
-        row_counts = rows.to(device)
+        row_counts = _views.sent(rows, device)
         with _device.current(device):
             _device.native.cuda_operator_power(
                 addresses,
@@ -187,7 +187,7 @@ def _fit_selection(
         most = int(sizes.max()) * delays
     workspace, teams = _workspace(_device.native.cuda_operator_fit_workspace(most), count, device)
     own, addresses = fitted.selected(selection.plan.blocks)
-    index = [t.to(device) for t in (sizes, source_offsets, newest_offsets)]
+    index = [_views.sent(t, device) for t in (sizes, source_offsets, newest_offsets)]
     with _device.current(device):
         _device.native.cuda_operator_fit(
             (
@@ -224,7 +224,7 @@ def _moments(
     offsets, newest_offsets = _blocks.starts(areas), _blocks.starts(stacked)
     moments = torch.empty(int(areas.sum()), dtype=torch.float64, device=device)
     newest = torch.empty(int(stacked.sum()), dtype=torch.float64, device=device)
-    index = [t.to(device) for t in (offsets, newest_offsets)]
+    index = [_views.sent(t, device) for t in (offsets, newest_offsets)]
     with _device.current(device):
         _device.native.cuda_snapshot_moments(
             _views.view(snapshots),

@@ -19,6 +19,7 @@ __all__ = [
     "cuda_single_weight_predict",
     "cuda_snapshot_gram",
     "cuda_snapshot_moments",
+    "cuda_use",
     "fold_moments",
     "gram_svd",
     "isa",
@@ -191,7 +192,8 @@ def moment_fit(
     arrays: tuple[int, ...],
     threads: int,
 ) -> None: ...
-def cuda_failure() -> str: ...
+def cuda_failure(device: int) -> str: ...
+def cuda_use(device: int) -> None: ...
 def cuda_snapshot_gram(
     snapshots: _View,
     table: tuple[int, ...],

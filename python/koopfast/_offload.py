@@ -25,6 +25,8 @@ class OffloadedRows:
         self._stages = [torch.empty(n, dtype=dtype, device=device) for _ in range(2)]
         self._device = device
         self._bus = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        for stage in self._stages:
+            stage.record_stream(self._bus)  # not to be given away before that is done with it
         self._sent = [_event() for _ in range(2)]
         self._turn = 0
 

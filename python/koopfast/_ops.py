@@ -25,7 +25,7 @@ from koopfast._blocks import (
 )
 from koopfast._options import FitOptions
 from koopfast._reference import DEFAULT_TOLERANCE
-from koopfast._views import DTYPE_CODES, View, thread_count, view
+from koopfast._views import DTYPE_CODES, View, sent, thread_count, view
 from koopfast.errors import ConfigError
 
 # Estimator of operator_fit.h; 1 is the self-adjoint one.
@@ -491,7 +491,7 @@ def _combine(
     if _device.usable(device):
         plan = _device.ChunkPlan.of(table.sizes, blocks, snapshots.shape[0], device)
         values, value_offsets, base = powers
-        on_device = (values.to(device), value_offsets.to(device), base.to(device))
+        on_device = (sent(values, device), sent(value_offsets, device), sent(base, device))
         return _device.combine(snapshots, table, plan, dual, on_device, out)
     if device.type != "cpu":
         return _torch_passes.combine(snapshots, table, blocks, dual, powers, out)

@@ -69,7 +69,7 @@ class SingleWeights:
     def predict(self, horizons: Sequence[float], out: Tensor) -> None:
         """Write the weights at each horizon (recorded intervals) to the rows of ``out`` (k, n)."""
         device = self.snapshots.device
-        wanted = torch.tensor(horizons, dtype=torch.float64, device=device)
+        wanted = _views.sent(torch.tensor(horizons, dtype=torch.float64, device="cpu"), device)
         arguments = (
             _views.view(self.snapshots),
             self.increments,

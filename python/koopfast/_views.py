@@ -17,6 +17,8 @@ from koopfast.errors import ConfigError
 # (address, dtype code, m, n, row stride), as SnapshotView of tensor_view.h
 View: TypeAlias = "tuple[int, int, int, int, int]"
 
+# Tables of more bytes are sent without a detour through pinned memory, which torch then keeps.
+_MOST_PINNED = 1 << 20
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _COMPLEX = (torch.complex64, torch.complex128)
 _PROCESS = os.getpid()
@@ -79,3 +81,12 @@ def view(snapshots: Tensor) -> View:
     """What native code is told of them; the caller keeps them alive."""
     m, n = snapshots.shape
     return snapshots.data_ptr(), DTYPE_CODES[snapshots.dtype], m, n, max(n, snapshots.stride(0))
+
+
+def sent(table: Tensor, device: torch.device | str) -> Tensor:
+    """A table of the host's on a device, in the order of the current stream. The host does not wait
+    for what this stream has yet to do, unless the table is large."""
+    crosses = table.device.type == "cpu" and torch.device(device).type == "cuda"
+    if not crosses or not 0 < table.nbytes <= _MOST_PINNED:
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)

@@ -2,8 +2,8 @@
 // Stands in for CUDA's header so that cuda/*.cu compile for the host: kernels run thread by thread,
 // every CUDA thread a fiber that goes on until it meets a barrier or a shuffle. What it finds:
 // indices out of bounds (under a sanitizer too), lanes that miss a shuffle, barriers that not all
-// reach, and, as the order of the threads can be turned round, results that depend on it. What it
-// cannot: weak memory order, alignment, registers, and time.
+// reach, wide loads that are not aligned, and, as the order of the threads can be turned round,
+// results that depend on it. What it cannot: weak memory order, registers, and time.
 #pragma once
 
 #include <setjmp.h>
@@ -29,10 +29,20 @@ struct dim3 {
 };
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0 };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorName(cudaError_t) { return "cudaSuccess"; }
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+// What the next launch is to fail with; asking for it clears it.
+inline cudaError_t& pending_error() {
+  static cudaError_t error = cudaSuccess;
+  return error;
+}
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t error = pending_error();
+  pending_error() = cudaSuccess;
+  return error;
+}
+inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidConfiguration"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration argument"; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 struct cudaFuncAttributes {};
 template <typename Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {

@@ -17,6 +17,7 @@
 PYBIND11_MODULE(cuda_on_host, m) {
   koopfast::bind_cuda(m);
   m.attr("cuda_compiled") = true;
+  m.def("fail_next", [] { pending_error() = cudaErrorInvalidConfiguration; });
   // The order in which threads run: nothing may depend on it.
   m.def("run_backwards", [](bool backwards) { emulated::state().backwards = backwards; });
 }
