@@ -44,6 +44,10 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         self.copy = 0.0
 
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
     def size(self, full: int, small: int) -> int:
         return small if self.small else full
 
@@ -80,6 +84,11 @@ class Report:
 
     def check(self, name: str, error: float, allowed: float) -> None:
         row = {"check": name, "error": error, "allowed": allowed, "holds": error <= allowed}
+        self.rows.append(row)
+        print(json.dumps(row), flush=True)
+
+    def failed(self, part: str, error: RuntimeError) -> None:
+        row = {"check": f"{part} runs to its end", "error": str(error), "holds": False}
         self.rows.append(row)
         print(json.dumps(row), flush=True)
 
@@ -258,6 +267,21 @@ def small_blocks(report: Report) -> None:
     report.add(f"fit + predict, {few // 11} blocks of 11 x 32", ms)
 
 
+def write(report: Report, out: Path) -> None:
+    build = _native.build_info()
+    whole = {
+        "device": report.name,
+        "command": " ".join(sys.argv),
+        "torch": torch.__version__,
+        "cuda_architectures": build["cuda_architectures"],
+        "cuda_version": build["cuda_version"],
+        "repeats": report.repeats,
+        "rows": report.rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(whole, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
@@ -268,26 +292,20 @@ def main() -> int:
     device = torch.device(options.device)
     report = Report(device, options.small, options.repeats)
     for part in (bandwidth, passes, fits, recording, overhead, small_blocks):
-        part(report)
+        try:
+            part(report)
+        except RuntimeError as error:  # the other parts may work
+            report.failed(part.__name__, error)
+        if options.out is not None:  # what is known so far: a run may be cut short
+            write(report, options.out)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    build = _native.build_info()
-    whole = {
-        "device": name,
-        "command": " ".join(sys.argv),
-        "torch": torch.__version__,
-        "cuda_architectures": build["cuda_architectures"],
-        "cuda_version": build["cuda_version"],
-        "repeats": options.repeats,
-        "rows": report.rows,
-    }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(whole, indent=1) + "\n")
     missed = [row for row in report.rows if row.get("holds") is False]
     wrong = [row for row in missed if "check" in row]
-    print(f"{name}: {len(report.rows)} rows, {len(wrong)} wrong, {len(missed) - len(wrong)} missed")
+    print(
+        f"{report.name}: {len(report.rows)} rows, {len(wrong)} wrong, "
+        f"{len(missed) - len(wrong)} missed"
+    )
     return 1 if wrong else 0
 
 

@@ -5,7 +5,8 @@
 # Needed: Python with torch and numpy, nvcc, CMake, ninja, pybind11, scikit-build-core, and Eigen's
 # headers in KOOPFAST_EIGEN_DIR (default build/eigen, which `make eigen` fills where there is one).
 # Writes gpu_report.json, resources.txt and tests.txt, the timings also where a test failed (the exit
-# code then says so). KOOPFAST_REPORT_DEVICE=cpu tries the script where there is no GPU, with small sizes.
+# code then says so). KOOPFAST_REPORT_DEVICE=cpu tries the script where there is no GPU, with small sizes;
+# with KOOPFAST_CUDA=ON beside it the kernels are built, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +20,7 @@ stop() { echo "gpu_report.sh: $1" >&2; exit 2; }
 for module in torch numpy pybind11 scikit_build_core; do
   "$python" -c "import $module" 2>/dev/null || stop "$python has no $module"
 done
-for tool in cmake ninja $([[ $device == cpu ]] || echo nvcc); do
+for tool in cmake ninja $([[ $device == cpu && ${KOOPFAST_CUDA:-OFF} == OFF ]] || echo nvcc); do
   command -v "$tool" >/dev/null || stop "$tool is not on the path"
 done
 [[ -e $eigen/Eigen/Core ]] || stop "no Eigen/Core in $eigen: run 'make eigen' first"
@@ -32,7 +33,7 @@ failed=0
 
 cuda=ON small=()
 if [[ $device == cpu ]]; then
-  cuda=OFF small=(--small --repeats 3)
+  cuda=${KOOPFAST_CUDA:-OFF} small=(--small --repeats 3)
 else
   export KOOPFAST_REQUIRE_CUDA=1
   arch=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
@@ -49,23 +50,24 @@ echo "built in $((SECONDS - start)) s"
 export PYTHONPATH=$site:$PWD/bench PYTHONDONTWRITEBYTECODE=1
 "$python" -c "import koopfast; print(koopfast.build_info())"
 
+# First what is asked for; the rest takes longer.
+echo "==== report"
+"$python" bench/gpu_report.py --device "$device" "${small[@]}" --out "$out/gpu_report.json" || failed=1
+
 if [[ $device == cuda ]]; then
-  echo "==== registers and spills"
-  "$python" bench/cuda_resources.py "${CUDAARCHS%-real}" | tee "$out/resources.txt" || failed=1
   echo "==== tests on the device"
   if "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
-    files=(tests/test_gpu.py tests/test_cuda_kernels.py $(grep -lw device tests/test_*.py | grep -v -e integration -e test_cli))
+    files=(tests/test_gpu.py tests/test_cuda_kernels.py $(grep -lwE '(on_)?device' tests/test_*.py | grep -v -e integration -e test_cli))
     "$python" -m pytest -q -p no:cacheprovider -k "cuda or gpu" "${files[@]}" 2>&1 |
       tee "$out/tests.txt" | tail -25 || failed=1
   else
     echo "no pytest here: only the checks of the report" | tee "$out/tests.txt"
   fi
+  echo "==== registers and spills"
+  "$python" bench/cuda_resources.py "${CUDAARCHS%-real}" | tee "$out/resources.txt" || failed=1
   if command -v compute-sanitizer >/dev/null; then
     echo "==== compute-sanitizer"
     PYTHON=$python bash tests/sanitize_gpu.sh 2>&1 | tee "$out/sanitizer.txt" | tail -12 || failed=1
   fi
 fi
-
-echo "==== report"
-"$python" bench/gpu_report.py --device "$device" "${small[@]}" --out "$out/gpu_report.json" || failed=1
 exit $failed
