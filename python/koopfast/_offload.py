@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def pinned_bytes(count: int) -> int:
+    """What torch takes for this many bytes of pinned memory: the next power of two."""
+    return 1 << max(0, count - 1).bit_length()
+
+
 class OffloadedRows:
     """Rows of host memory, each filled in two steps of which neither waits for the other.
 
@@ -32,7 +37,7 @@ class OffloadedRows:
 
     @property
     def nbytes(self) -> int:
-        return self._rows.nbytes + sum(stage.nbytes for stage in self._stages)
+        return pinned_bytes(self._rows.nbytes) + sum(stage.nbytes for stage in self._stages)
 
     @property
     def stage(self) -> Tensor:

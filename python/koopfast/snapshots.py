@@ -169,8 +169,12 @@ class SnapshotBuffer:
 
     @property
     def nbytes_needed(self) -> int:
-        """Bytes that rows and running sum take once they are allocated, wherever they are."""
-        host = self.capacity * self.vector.n * self.vector.dtype.itemsize if self._sends else 0
+        """Bytes that rows and running sum take once they are allocated, wherever they are.
+
+        Of pinned host memory (``offload``) torch takes powers of two, up to twice the rows.
+        """
+        rows = self.capacity * self.vector.n * self.vector.dtype.itemsize
+        host = _offload.pinned_bytes(rows) if self._sends else 0
         return host + self.device_bytes_needed
 
     @property
