@@ -27,6 +27,7 @@ from koopfast import (
     _blocks,
     _device,
     _device_fit,
+    _native,
     _ops,
     _torch_passes,
 )
@@ -361,6 +362,14 @@ def test_plain_torch_stands_in_for_the_kernels(monkeypatch):
         _torch_passes.combine(snapshots, table, chosen, form, powers, out)
     assert torch.allclose(out, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(out[0], snapshots[-1])
+
+
+def test_where_there_is_no_driver_the_runtime_that_is_linked_in_says_so():
+    if not _native.cuda_compiled or not (reason := _native.cuda_failure(0)):
+        pytest.skip("built without CUDA, or a device is there")
+    assert reason.startswith("cudaError")
+    with pytest.raises(RuntimeError, match=r"device\.cu:\d+: CUDA error cudaError\w+: .+"):
+        _native.cuda_use(0)
 
 
 def test_the_runtime_that_is_linked_in_is_told_of_the_current_device(monkeypatch):
