@@ -25,10 +25,12 @@ class Koopman(Method):
     def __init__(self, task: Task, seed: int, make_optimizer: MakeOptimizer) -> None:
         super().__init__(task, seed, make_optimizer)
         self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
+        self.parts: list[float] = []  # share of each step that was gone
 
     def after_step(self) -> None:
         counters = self.trainer.history.counters
         probes = counters.probe_evaluations
+        self.parts.append(self.trainer.step_share)
         record = self.trainer.after_step(probe=lambda: self.task.probe(self.model))
         self.cost += FORWARD * (counters.probe_evaluations - probes)
         if record is not None and record.accepted:
@@ -79,5 +81,27 @@ class AverageAlone(Control):
         self.path.clear()
 
 
+class ShortenedAlone(Control):
+    """Shortens the steps that the Koopman run shortens, by as much, and does not jump."""
+
+    def advance(self) -> None:
+        assert isinstance(self.leader, Koopman)
+        part = self.leader.parts[self.steps] if self.steps < len(self.leader.parts) else 1.0
+        if part == 1:
+            super().advance()
+            return
+        weights = [p.detach().clone() for p in self.model.parameters()]
+        super().advance()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - part)
+
+    def instead(self) -> None:
+        pass
+
+
 OURS: dict[str, type[Method]] = {"plain": Plain, "koopman": Koopman}
-CONTROLS: dict[str, type[Control]] = {"reset alone": ResetAlone, "average alone": AverageAlone}
+CONTROLS: dict[str, type[Control]] = {
+    "reset alone": ResetAlone,
+    "average alone": AverageAlone,
+    "shortened alone": ShortenedAlone,
+}

@@ -25,7 +25,7 @@ which it ends, over what the method needs until then, as median and quartiles ov
 *never* means that the method did not get there within the budget and a quarter of it more.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
-last snapshots; they stop when the budget is spent. Peers may have been trained from fewer seeds
+last snapshots, or only shorten the steps that it shortens; they stop when the budget is spent. Peers may have been trained from fewer seeds
 than KoopmanTrainer and the controls.
 
 This program's sources have the fingerprint {code}. The last column of the first tables says which
@@ -141,18 +141,20 @@ def _summary(group: list[Cell]) -> list[str]:
     ]
     show = first.row.task(0, 1).show_outcome
     outcomes = (statistics.median(t.outcome for t in traces) for traces in (plain, ours))
-    evaluations = statistics.median(len(o.jumps) for o in ours)
+    known = [end for end in ends if end == end]
+    diverged = sum(p.end != p.end for p in plain)
+    jumps = statistics.median(len(o.jumps) for o in ours)
     return [
         first.row.name,
         f"{first.rate:g}",
         f"{first.steps:,}",
-        f"{len(group)}",
+        f"{len(group)}" + (f" ({diverged} diverge)" if diverged else ""),
         spread(c.speed_up("koopman") for c in group),
         spread(c.speed_up("koopman", seconds=True) for c in group),
         f"{first.row.floor:g}",
-        f"{statistics.median(ends):.2f}",
+        f"{statistics.median(known):.2f}" if known else "–",
         f"{statistics.median(seconds):.2f}",
-        f"{evaluations:g}",
+        f"{jumps:g}",
         " → ".join(show(outcome) for outcome in outcomes),
         ", ".join(sorted({cell.codes[-1] for cell in group})),
     ]

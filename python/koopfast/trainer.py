@@ -268,6 +268,11 @@ class KoopmanTrainer(Engine):
             )
         return self._or_restart(lambda: self._jump(probe))
 
+    @property
+    def step_share(self) -> float:
+        """Share of its way that the last optimizer step went, 1 for whole ones (see ``relax``)."""
+        return self._relaxation.part
+
     def rollback(self) -> None:
         """Undo the last accepted jump and every step since.
 
