@@ -25,8 +25,8 @@ which it ends, over what the method needs until then, as median and quartiles ov
 *never* means that the method did not get there within the budget and a quarter of it more.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
-last snapshots, or only shorten the steps that it shortens; they stop when the budget is spent. Peers may have been trained from fewer seeds
-than KoopmanTrainer and the controls.
+last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. Peers may
+have been trained from fewer seeds than KoopmanTrainer and the controls.
 
 This program's sources have the fingerprint {code}. The last column of the first tables says which
 program trained a row, by its fingerprint or its commit: where that is another, an earlier trainer.
