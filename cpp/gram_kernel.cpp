@@ -17,8 +17,12 @@ struct VectorOf {
   typedef double type __attribute__((vector_size(8 * Width)));
 };
 
+// All entries of a group, as the first column of those on or below the diagonal.
+constexpr int kWhole = -kGramRows;
+
 // Four rows by Columns rows, their sums in registers: each loaded value is used that many times.
-template <int Width, int Columns>
+// Entries (r, c) with r >= First + c alone: a group on the diagonal needs no others.
+template <int Width, int Columns, int First>
 KF_INLINE void add_products(const double* left, const double* right, int64_t columns,
                             double* sums) {
   using V = typename VectorOf<Width>::type;
@@ -30,13 +34,14 @@ KF_INLINE void add_products(const double* left, const double* right, int64_t col
     for (int c = 0; c < Columns; ++c)
       __builtin_memcpy(&values[c], right + c * kGramColumns + x, sizeof(V));
     for (int r = 0; r < kGramRows; ++r) {
+      if (r < First) continue;
       V row;
       __builtin_memcpy(&row, left + r * kGramColumns + x, sizeof(V));
-      for (int c = 0; c < Columns; ++c) own[r][c] += row * values[c];
+      for (int c = 0; c < Columns && First + c <= r; ++c) own[r][c] += row * values[c];
     }
   }
   for (int r = 0; r < kGramRows; ++r)
-    for (int c = 0; c < Columns; ++c) {
+    for (int c = 0; c < Columns && First + c <= r; ++c) {
       // Added tile by tile, rounding does not grow with every column.
       double* total = sums + (r * kGramRows + c) * kGramLanes;
       V before;
@@ -58,9 +63,17 @@ KF_INLINE void add_tile(const double* tile, int64_t rows, int64_t columns, const
       for (const int64_t end = std::min(fetched + each, rows); fetched < end; ++fetched)
         for (int64_t byte = 0; byte < next.bytes; byte += kLine)
           __builtin_prefetch(next.first + fetched * next.stride + byte);
-      for (int c = 0; c < kGramRows; c += Columns)
-        add_products<Width, Columns>(tile + i * kGramColumns, tile + (j + c) * kGramColumns,
-                                     columns, sums + c * kGramLanes);
+      const double *left = tile + i * kGramColumns, *right = tile + j * kGramColumns;
+      const double* second = right + Columns * kGramColumns;  // where there are two halves
+      if (i == j) {
+        add_products<Width, Columns, 0>(left, right, columns, sums);
+        if (Columns < kGramRows)
+          add_products<Width, Columns, Columns>(left, second, columns, sums + Columns * kGramLanes);
+      } else {
+        add_products<Width, Columns, kWhole>(left, right, columns, sums);
+        if (Columns < kGramRows)
+          add_products<Width, Columns, kWhole>(left, second, columns, sums + Columns * kGramLanes);
+      }
       sums += kEntries * kGramLanes;
     }
 }

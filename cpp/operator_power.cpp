@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "fresh_pages.h"
 #include "lane_groups.h"
 #include "lane_kernels.h"
 #include "math/power_by_squaring.h"
@@ -228,6 +229,7 @@ void combine(const SnapshotView& s, const BlockTable& table, const int64_t* bloc
              bool dual, const double* base, const int64_t* value_offsets, const double* values,
              int64_t n_horizons, void* out, int64_t out_stride, int threads) {
   const std::vector<Chunk> chunks = cut_blocks(table, blocks, count, kCombineChunks);
+  expect_writes(out, ((n_horizons - 1) * out_stride + s.n) * size_of(s.dtype));
   dispatch(s.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
     parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t c) {
@@ -254,15 +256,8 @@ void combine(const SnapshotView& s, const BlockTable& table, const int64_t* bloc
                   // Primal values are the weights themselves.
                   const double* change =
                       dual ? sums + g * stripe : own + (h + g) * rows + column + i;
-                  const double share = own_base[h + g];
                   T* row = static_cast<T*>(out) + (h + g) * out_stride + flat + i;
-                  for (int64_t j = 0; j < width; ++j) {
-                    // What does not move keeps its bits, the sign of zero included.
-                    if (share == 1 && change[j] == 0)
-                      row[j] = last[j];
-                    else
-                      narrow((share == 0 ? 0.0 : share * widen(last[j])) + change[j], row[j]);
-                  }
+                  write_weights(last, own_base[h + g], change, width, row);
                 }
               }
             }

@@ -5,7 +5,9 @@
 #include <cmath>
 #include <limits>
 
+#include "fresh_pages.h"
 #include "math/spectral_factor.h"
+#include "pack_load.h"
 #include "parallel.h"
 
 namespace koopfast {
@@ -15,38 +17,77 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // Weights of a tile: their sums stay in a level-1 cache while the rows go by.
 constexpr int64_t kTile = 1024;
 
-// o_t of a column, from row t on.
-template <bool Increments, typename T>
-KF_INLINE double observable(const T* row, int64_t stride, int64_t column) {
-  return Increments ? widen(row[stride + column]) - widen(row[column]) : widen(row[column]);
+// A weight's snapshots, or those of eight.
+template <typename T>
+struct Column {
+  const T* row;
+  int64_t stride;
+  KF_INLINE double operator()(int t) const { return widen(row[t * stride]); }
+};
+template <typename T>
+struct EightColumns {
+  const T* row;
+  int64_t stride;
+  KF_INLINE Pack operator()(int t) const { return load(row + t * stride); }
+};
+
+// Adds the pairs t .. t + Pairs - 1 of one column or eight, whose weights state(0), state(1) ...
+// are from row t on: every sum is loaded and stored once for all of them.
+template <bool Increments, int Pairs, typename V, typename State>
+KF_INLINE void add_pairs(const State& state, V& squares, V& products) {
+  V before = state(0), now = before, square{}, product{};
+  if (Increments) {
+    const V first = before;
+    before = state(1);
+    now = before - first;
+  }
+  for (int t = 1; t <= Pairs; ++t) {
+    const V own = state(Increments ? t + 1 : t);
+    const V next = Increments ? own - before : own;
+    before = own;
+    square += now * now;
+    product += next * now;
+    now = next;
+  }
+  squares += square;
+  products += product;
 }
 
-// Adds the pairs t .. t + Pairs - 1: every sum is loaded and stored once for all of them.
+// Meanwhile as many rows are fetched from `ahead`, where they will be read next: tiles are too
+// short to be foreseen by the processor.
 template <bool Increments, int Pairs, typename T>
-KF_INLINE void add_pairs(const T* row, int64_t stride, int64_t columns, double* squares,
-                         double* products) {
-#pragma omp simd
-  for (int64_t c = 0; c < columns; ++c) {
-    double now = observable<Increments>(row, stride, c), square = 0, product = 0;
-    for (int t = 1; t <= Pairs; ++t) {
-      const double next = observable<Increments>(row + t * stride, stride, c);
-      square += now * now;
-      product += next * now;
-      now = next;
-    }
-    squares[c] += square;
-    products[c] += product;
+KF_INLINE void add_rows(const T* row, int64_t stride, const T* ahead, int64_t columns,
+                        double* squares, double* products) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes) {
+    if (c % kLine == 0)
+      for (int t = 0; t < Pairs; ++t) __builtin_prefetch(ahead + t * stride + c, 0, 2);
+    Pack square, product;
+    __builtin_memcpy(&square, squares + c, sizeof square);
+    __builtin_memcpy(&product, products + c, sizeof product);
+    add_pairs<Increments, Pairs>(EightColumns<T>{row + c, stride}, square, product);
+    __builtin_memcpy(squares + c, &square, sizeof square);
+    __builtin_memcpy(products + c, &product, sizeof product);
   }
+  for (; c < columns; ++c)
+    add_pairs<Increments, Pairs>(Column<T>{row + c, stride}, squares[c], products[c]);
 }
 
 template <bool Increments, typename T>
 KF_INLINE void add_all(const T* first, int64_t stride, int64_t pairs, int64_t columns,
                        double* squares, double* products) {
+  // The last observable of a few pairs is the first of the next: what is read next is one row on.
+  constexpr int64_t kAhead = Increments ? 2 : 1;
   int64_t t = 0;
-  for (; t + 4 <= pairs; t += 4)
-    add_pairs<Increments, 4>(first + t * stride, stride, columns, squares, products);
+  for (; t + 4 <= pairs; t += 4) {
+    const T* row = first + t * stride;
+    const T* ahead = t + 8 <= pairs ? row + (4 + kAhead) * stride : first + columns;
+    add_rows<Increments, 4>(row, stride, ahead, columns, squares, products);
+  }
   for (; t < pairs; ++t)
-    add_pairs<Increments, 1>(first + t * stride, stride, columns, squares, products);
+    add_rows<Increments, 1>(first + t * stride, stride, first + columns + (t % 4) * stride, columns,
+                            squares, products);
 }
 
 template <typename T>
@@ -193,6 +234,7 @@ void spectral_factors(const double* factors, int64_t count, double horizon, bool
 void single_weight_fit(const SnapshotView& s, bool increments, double ridge, Unstable unstable,
                        double* squares, double* factors, int threads) {
   const int64_t pairs = s.m - (increments ? 2 : 1), tiles = (s.n + kTile - 1) / kTile;
+  for (double* fresh : {squares, factors}) expect_writes(fresh, s.n * sizeof(double));
   dispatch(s.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
     parallel_for(tiles, threads, [&](int64_t tile) {
@@ -210,6 +252,7 @@ void single_weight_predict(const SnapshotView& s, bool increments, const double*
                            const double* factors, const double* horizons, int64_t n_horizons,
                            void* out, int64_t out_stride, int threads) {
   const int64_t tiles = (s.n + kTile - 1) / kTile;
+  expect_writes(out, ((n_horizons - 1) * out_stride + s.n) * size_of(s.dtype));
   dispatch(s.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
     parallel_for(tiles, threads, [&](int64_t tile) {

@@ -2,6 +2,7 @@
 #include "tile_kernels.h"
 
 #include "host_device.h"
+#include "pack_load.h"
 
 namespace koopfast {
 namespace {
@@ -71,33 +72,60 @@ KF_MULTIARCH void add_outer_products(const double* newer, const double* older, i
 namespace {
 
 // Inlined into each clone below, so that it is compiled for that clone's instruction set.
+template <int Horizons, int Rows, typename T>
+[[gnu::always_inline]] inline void add_pack(const T* first, int64_t row_stride, const T* last,
+                                            const double (*w)[Rows], double* out, int64_t ld) {
+  const Pack from = load(last);
+  Pack d[Rows];
+  for (int i = 0; i < Rows; ++i) d[i] = load(first + i * row_stride) - from;
+  for (int h = 0; h < Horizons; ++h) {
+    Pack sum = load(out + h * ld);
+    for (int i = 0; i < Rows; ++i) sum += w[h][i] * d[i];
+    __builtin_memcpy(out + h * ld, &sum, sizeof sum);
+  }
+}
+
+// Rows t .. t + Rows - 1; meanwhile as many are fetched from `ahead`, where they will be read next:
+// stripes are too short to be foreseen by the processor.
+template <int Horizons, int Rows, typename T>
+[[gnu::always_inline]] inline void add_rows(const WeightedRows<T>& rows, int64_t t, const T* ahead,
+                                            int64_t columns, double* out, int64_t ld) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const T *first = rows.first + t * rows.row_stride, *last = rows.reference;
+  double w[Horizons][Rows];
+  for (int h = 0; h < Horizons; ++h)
+    for (int i = 0; i < Rows; ++i) w[h][i] = rows.weights[h * rows.weights_ld + t + i];
+  int64_t c = 0;
+  for (; c + kLine <= columns; c += kLine) {
+    for (int i = 0; i < Rows; ++i) __builtin_prefetch(ahead + i * rows.row_stride + c, 0, 2);
+    for (int64_t p = c; p < c + kLine; p += kLanes)
+      add_pack<Horizons, Rows>(first + p, rows.row_stride, last + p, w, out + p, ld);
+  }
+  for (; c + kLanes <= columns; c += kLanes)
+    add_pack<Horizons, Rows>(first + c, rows.row_stride, last + c, w, out + c, ld);
+  for (; c < columns; ++c)
+    for (int h = 0; h < Horizons; ++h)
+      for (int i = 0; i < Rows; ++i)
+        out[h * ld + c] += w[h][i] * (widen(first[i * rows.row_stride + c]) - widen(last[c]));
+}
+
 template <int Horizons, typename T>
 [[gnu::always_inline]] inline void add_for(const WeightedRows<T>& rows, int64_t columns,
                                            double* out, int64_t ld) {
   int64_t t = 0;
   for (; t + 4 <= rows.count; t += 4) {
-    const T *r0 = rows.first + t * rows.row_stride, *r1 = r0 + rows.row_stride;
-    const T *r2 = r1 + rows.row_stride, *r3 = r2 + rows.row_stride, *last = rows.reference;
-    double w[Horizons][4];
-    for (int h = 0; h < Horizons; ++h)
-      for (int i = 0; i < 4; ++i) w[h][i] = rows.weights[h * rows.weights_ld + t + i];
-#pragma omp simd
-    for (int64_t c = 0; c < columns; ++c) {
-      const double from = widen(last[c]);
-      const double d0 = widen(r0[c]) - from, d1 = widen(r1[c]) - from;
-      const double d2 = widen(r2[c]) - from, d3 = widen(r3[c]) - from;
-      for (int h = 0; h < Horizons; ++h)
-        out[h * ld + c] += (w[h][0] * d0 + w[h][1] * d1) + (w[h][2] * d2 + w[h][3] * d3);
-    }
+    const T* next =
+        t + 8 <= rows.count ? rows.first + (t + 4) * rows.row_stride : rows.first + columns;
+    add_rows<Horizons, 4>(rows, t, next, columns, out, ld);
   }
-  for (; t < rows.count; ++t) {
-    const T *row = rows.first + t * rows.row_stride, *last = rows.reference;
-    for (int h = 0; h < Horizons; ++h) {
-      const double w = rows.weights[h * rows.weights_ld + t];
-      double* sums = out + h * ld;
-#pragma omp simd
-      for (int64_t c = 0; c < columns; ++c) sums[c] += w * (widen(row[c]) - widen(last[c]));
-    }
+  const T* next = rows.first + columns;
+  switch (rows.count - t) {
+    case 1:
+      return add_rows<Horizons, 1>(rows, t, next, columns, out, ld);
+    case 2:
+      return add_rows<Horizons, 2>(rows, t, next, columns, out, ld);
+    case 3:
+      return add_rows<Horizons, 3>(rows, t, next, columns, out, ld);
   }
 }
 
@@ -136,6 +164,44 @@ KF_MULTIARCH void add_weighted_differences(const WeightedRows<Bfloat16>& rows, i
 KF_MULTIARCH void add_weighted_differences(const WeightedRows<Float16>& rows, int64_t horizons,
                                            int64_t columns, double* out, int64_t ld) {
   add_differences(rows, horizons, columns, out, ld);
+}
+
+namespace {
+
+template <typename T>
+[[gnu::always_inline]] inline void write_all(const T* last, double share, const double* change,
+                                             int64_t count, T* out) {
+  // (Not 0 * last: what a prediction leaves behind may be infinite.)
+  const bool none = share == 0, all = share == 1;
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const double now = widen(last[i]), moved = (none ? 0.0 : share * now) + change[i];
+    T next;
+    narrow(moved, next);
+    out[i] = all & (change[i] == 0) ? last[i] : next;
+  }
+}
+
+}  // namespace
+
+KF_MULTIARCH void write_weights(const float* last, double share, const double* change,
+                                int64_t count, float* out) {
+  write_all(last, share, change, count, out);
+}
+
+KF_MULTIARCH void write_weights(const double* last, double share, const double* change,
+                                int64_t count, double* out) {
+  write_all(last, share, change, count, out);
+}
+
+KF_MULTIARCH void write_weights(const Bfloat16* last, double share, const double* change,
+                                int64_t count, Bfloat16* out) {
+  write_all(last, share, change, count, out);
+}
+
+KF_MULTIARCH void write_weights(const Float16* last, double share, const double* change,
+                                int64_t count, Float16* out) {
+  write_all(last, share, change, count, out);
 }
 
 bool has_avx512() {

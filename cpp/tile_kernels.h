@@ -46,6 +46,16 @@ void add_weighted_differences(const WeightedRows<Bfloat16>& rows, int64_t horizo
 void add_weighted_differences(const WeightedRows<Float16>& rows, int64_t horizons, int64_t columns,
                               double* out, int64_t ld);
 
+// out[i] = share last[i] + change[i]; what does not move keeps its bits, the sign of zero included.
+void write_weights(const float* last, double share, const double* change, int64_t count,
+                   float* out);
+void write_weights(const double* last, double share, const double* change, int64_t count,
+                   double* out);
+void write_weights(const Bfloat16* last, double share, const double* change, int64_t count,
+                   Bfloat16* out);
+void write_weights(const Float16* last, double share, const double* change, int64_t count,
+                   Float16* out);
+
 bool has_avx512();
 
 // "avx512f", "avx2" or "baseline": which of the compiled variants this processor runs.
