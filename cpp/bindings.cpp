@@ -265,8 +265,8 @@ PYBIND11_MODULE(_native, m) {
       "cuda_compiled", "cuda_failure", "cuda_fold_moments", "cuda_operator_fit",
       "cuda_operator_fit_workspace", "cuda_operator_power", "cuda_operator_power_workspace",
       "cuda_single_weight_fit", "cuda_single_weight_predict", "cuda_snapshot_gram",
-      "cuda_snapshot_moments", "fold_moments", "gram_svd", "isa", "moment_fit", "operator_bound",
-      "operator_fit", "operator_fit_grams", "operator_fit_moments", "operator_fit_primal",
-      "operator_power", "operator_spectrum", "single_weight_fit", "single_weight_predict",
-      "snapshot_gram", "snapshot_moments", "snapshot_qr"));
+      "cuda_snapshot_moments", "cuda_use", "fold_moments", "gram_svd", "isa", "moment_fit",
+      "operator_bound", "operator_fit", "operator_fit_grams", "operator_fit_moments",
+      "operator_fit_primal", "operator_power", "operator_spectrum", "single_weight_fit",
+      "single_weight_predict", "snapshot_gram", "snapshot_moments", "snapshot_qr"));
 }
