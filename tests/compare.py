@@ -43,6 +43,23 @@ def assert_rows_close(
     assert error <= bound, f"relative error {error:.2e}, allowed {bound:.2e}"
 
 
+def exactness(
+    snapshots: Tensor, rank: int, *, observables: str, method: str, steps: float
+) -> float:
+    """How exactly a system without noise is to be predicted from this window: to 1e-9.
+
+    A Gram matrix squares the condition of the window, and each step multiplies by eigenvalues known
+    to the unit roundoff times that: more than 1e-9 after a thousand steps on two systems of
+    `cases.py`. On the worse one, numpy's eigh of the same matrix is off by 2.9e-9.
+    """
+    rows = snapshots.double().cpu()
+    observed = rows.diff(dim=0)[:-1] if observables == "increments" else rows[:-1]
+    singular = torch.linalg.svdvals(observed)
+    condition = float(singular[0] / singular[rank - 1])
+    roundoff = torch.finfo(torch.float64).eps / 2
+    return max(1e-9, roundoff * condition**2 * steps if method == "gram" else 0.0)
+
+
 def on_threads(counts: Sequence[int], work: Callable[[], _Result]) -> list[_Result]:
     """What ``work`` returns with each of these thread counts."""
     before = torch.get_num_threads()
