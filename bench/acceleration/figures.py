@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,22 @@ from koopfast.report import (
 )
 
 _COLUMNS = 3
-_OTHERS = ("#8e6bbf", "#c2577a", "#4f86c6", "#b08d2f", "#6a9c4b", "#a06a4a", "#5b6b7f", "#9aa5b1")
+_OTHERS = (
+    "#8e6bbf",
+    "#c2577a",
+    "#4f86c6",
+    "#b08d2f",
+    "#6a9c4b",
+    "#a06a4a",
+    "#5b6b7f",
+    "#9aa5b1",
+    "#2f9aa0",
+)
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:
     rest = [name for name in names if name not in COLORS]
-    return {**COLORS, **dict(zip(rest, _OTHERS, strict=False))}
+    return {**COLORS, **dict(zip(rest, itertools.cycle(_OTHERS), strict=False))}
 
 
 def _curve(cells: Sequence[Cell], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +49,7 @@ def _curve(cells: Sequence[Cell], name: str) -> tuple[np.ndarray, np.ndarray]:
     grid = np.linspace(0, cells[0].steps, 201)
     traces = [c.traces[name] for c in cells if name in c.traces]
     losses = [np.interp(grid, trace.cost, trace.scores) for trace in traces]
-    return grid, np.median(losses, axis=0)
+    return grid, np.nanmedian(losses, axis=0)  # one that diverges ends in NaN
 
 
 def _draw_curves(groups: list[list[Cell]], names: list[str], folder: Path, kind: str) -> Drawing:
@@ -73,6 +85,8 @@ def _draw_profile(groups: list[list[Cell]], names: list[str], folder: Path, kind
     ax = figure.subplots()
     every = [cell for group in groups for cell in group]
     cells = [cell for cell in every if len(cell.races) > 1] or every
+    # Where the optimizer alone diverges there is no target.
+    cells = [cell for cell in cells if math.isfinite(cell.beside("koopman").end)]
     factors = np.geomspace(1, 64, 200)
     colors = _colors(names)
     best = [max(cell.speed_up(name) for name in cell.traces) for cell in cells]
