@@ -424,3 +424,17 @@ def test_looks_that_lead_to_no_attempt_do_not_keep_it_from_coming() -> None:
             attempts += controller.arrive(1.0) == "jump"
             controller.leave(accepted=False)
     assert attempts > 1
+
+
+def test_where_an_optimizer_has_a_state_a_jump_must_be_worth_what_it_disturbs() -> None:
+    controller = Controller(WINDOW)
+    controller.step()
+    controller.begin(1.0)
+    arrived(controller, 0.5, 1.0)  # half of the loss in a window: small gains are not worth it
+    assert controller.worth(0.5, 0.48)
+    controller.stateful = True
+    assert not controller.worth(0.5, 0.48)
+    assert controller.worth(0.5, 0.3)
+    for _ in range(10_000):
+        controller.step()
+    assert controller.worth(0.5, 0.48)

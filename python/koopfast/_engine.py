@@ -354,6 +354,8 @@ class Engine:
             self._parameters.check_unchanged(self._model)
             optimizer_state = OptimizerState(self._optimizer, copy=False)
             savepoint = savepoint or self._savepoint()
+            if self._controller is not None:
+                self._controller.stateful = bool(self._optimizer.state)
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:

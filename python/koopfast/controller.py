@@ -48,6 +48,7 @@ _SEARCH = 3  # probes of an attempt, beside the look that begins it
 _LONGEST_STRIDE = 256
 _LOW = -2  # the shortest horizon is a quarter of a window
 _LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
+_WORTH = 0.25  # of the ordinary progress of a window, that a jump must gain at least
 _STRONG = 2.0  # times the ordinary rate of progress: then windows may become shorter again
 _WORSE = 1.2  # a loss higher than before the jump by this factor undoes it
 # Share of a window, if it is not among the shortest, that the account must be able to lose.
@@ -132,6 +133,7 @@ class Controller:
 
     Attributes:
         pause: optimizer steps to wait before recording goes on, set by a decision.
+        stateful: whether the optimizer remembers anything of the weights it moved.
     """
 
     def __init__(self, window: int, longest: float = 256, *, relax: bool = True) -> None:
@@ -140,6 +142,7 @@ class Controller:
         self._high = max(_LOW, math.floor(math.log2(longest)))
         self._s = _State()
         self.pause = 0
+        self.stateful = False
 
     @property
     def stride(self) -> int:
@@ -320,8 +323,16 @@ class Controller:
         s.power = k if good else max(_LOW, min(s.power, 2) - 1)
 
     def worth(self, before: float, after: float) -> bool:
-        """Whether a loss this much lower is worth a jump."""
-        return math.isfinite(after) and fall(before, after) > _LEAST_GAIN
+        """Whether a loss this much lower is worth a jump.
+
+        Where the optimizer has a state, which is of the weights left behind, the jump must gain
+        more than a share of what the next window brings without it.
+        """
+        s, least = self._s, _LEAST_GAIN
+        if self.stateful:
+            window = self._window * s.stride / max(1.0, s.evaluations)
+            least = max(least, _WORTH * s.rate * math.log1p(window))
+        return math.isfinite(after) and fall(before, after) > least
 
     def begin(self, loss: float) -> None:
         """A jump is tried at this loss whatever the account says."""
