@@ -160,7 +160,7 @@ def test_a_trainer_whose_name_was_lost_can_be_replaced() -> None:
     for _ in range(6):
         run.step()
     assert trainer.history.counters.optimizer_steps == 6
-    assert len(run.optimizer._optimizer_step_post_hooks) == 2  # its own and the watch for skips
+    assert len(run.optimizer._optimizer_step_post_hooks) == 3  # its own and the watch for skips
 
 
 def test_two_optimizers_each_have_a_trainer() -> None:
