@@ -11,8 +11,8 @@ import numpy as np
 
 Work = Callable[[], Any]
 
-# Longer than OpenBLAS and OpenMP keep idle threads spinning.
-_SETTLE = 0.05
+# Longer than OpenBLAS and OpenMP keep idle threads spinning: up to a quarter of a second was seen.
+_SETTLE = 0.3
 
 
 def seconds(work: Work) -> float:

@@ -246,10 +246,10 @@ def treated(factor: dict[str, float]) -> list[str]:
 @pytest.mark.clock
 def test_the_clock_stops_what_takes_too_long_and_leaves_short_runs_alone() -> None:
     controller = Controller(WINDOW)
-    controller.clock(spent=0.09, elapsed=0.12, steps=100, share=0.05)
+    controller.clock(spent=0.09, trained=0.03, steps=100, share=0.05)
     assert controller.pause == 0
-    controller.clock(spent=2.0, elapsed=10.0, steps=100, share=0.05)
-    assert controller.pause == 300  # until the two seconds are a twentieth of the time
+    controller.clock(spent=2.0, trained=8.0, steps=100, share=0.05)
+    assert controller.pause == 375  # until the two seconds are a twentieth of the time
 
 
 @pytest.mark.clock
@@ -258,9 +258,9 @@ def test_the_clock_allows_what_jumps_have_saved() -> None:
     for saved in (0.0, 15.0, 24.0):
         controller = Controller(WINDOW)
         controller._s.credit = saved
-        controller.clock(spent=2.0, elapsed=10.0, steps=100, share=0.05)
+        controller.clock(spent=2.0, trained=8.0, steps=100, share=0.05)
         pauses[saved] = controller.pause  # an ordinary step took 0.08 seconds
-    assert pauses == {0.0: 300, 15.0: 60, 24.0: 0}
+    assert pauses == {0.0: 375, 15.0: 75, 24.0: 0}
 
 
 def test_a_loss_that_is_no_number_is_only_watched() -> None:
@@ -281,7 +281,8 @@ def test_its_state_is_numbers_and_strings_and_decides_the_same() -> None:
     one, other = Training(power_law), Training(power_law)
     one.run(300, lambda time: 1.3 * time)
     state = one.controller.state_dict()
-    assert all(type(value) in (int, float, str, bool) for value in state.values())
+    values = [*state.values(), *state["steps"].values()]
+    assert all(type(value) in (int, float, str, bool, dict) for value in values)
     other.controller.load_state_dict(state)
     other.time = one.time
     for training in (one, other):
@@ -292,7 +293,18 @@ def test_its_state_is_numbers_and_strings_and_decides_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"stride": 0}, {"stride": "2"}, {"watch": 1}, {"jumped": "far"}, {"noise": None}]
+    "change",
+    [
+        {"stride": 0},
+        {"stride": "2"},
+        {"watch": 1},
+        {"jumped": "far"},
+        {"noise": None},
+        {"steps": None},
+        {"steps": {"halvings": 1}},
+        {"steps": {**Controller(WINDOW).state_dict()["steps"], "halvings": 9}},
+        {"steps": {**Controller(WINDOW).state_dict()["steps"], "lame": 1.5}},
+    ],
 )
 def test_a_state_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
     controller = Controller(WINDOW)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from koopfast._search import formed
 from koopfast.controller import RECENT_MEAN, Candidate, Damped
 from koopfast.operator import KoopmanOperator
 from koopfast.partition import Partition
@@ -74,13 +75,7 @@ class Predictions:
         self, asked: Generator[Candidate, float, None]
     ) -> Generator[tuple[int, Tensor], float, None]:
         """What is ``asked`` for, as (optimizer steps ahead, weights (n,)); 0 steps for the mean."""
-        try:
-            candidate = next(asked)
-            while True:
-                loss = yield self._weights(candidate)
-                candidate = asked.send(loss)
-        except StopIteration:
-            return
+        return formed(asked, self._weights)
 
     def _weights(self, candidate: Candidate) -> tuple[int, Tensor]:
         started = perf_counter()

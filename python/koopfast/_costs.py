@@ -3,30 +3,71 @@
 
 from __future__ import annotations
 
-import dataclasses
 from time import perf_counter
 
 from koopfast.history import Counters
 
-__all__ = ["Since", "seconds"]
+__all__ = ["Clock", "seconds"]
+
+# A step that takes so many times as long as others was interrupted: by a validation, a checkpoint,
+# a cell of a notebook that waited for its reader.
+_INTERRUPTED = 3.0
+# What is usual rises by this factor with each longer step, and goes half the way to each shorter
+# one: so it stays near the shorter ones even if every second step is interrupted.
+_RISE = 1.02
 
 
-class Since:
-    """Time, and what was spent on jumps, since the first question."""
+class Clock:
+    """Time in training steps, and in what a trainer does beside them.
+
+    Of a step that was interrupted only as much counts as steps usually take.
+
+    Attributes:
+        steps: how many were counted.
+        trained: their seconds.
+    """
 
     def __init__(self) -> None:
-        self._at, self._then = 0.0, Counters()
-        self._begun = False
+        self.steps = 0
+        self.trained = 0.0
+        self._spent = 0.0
+        self._since: float | None = None  # when the trainer began or ended its work
+        self._inside = False
+        self._pending = 0.0  # of the step that is going on
+        self._usual = 0.0
 
-    def __call__(self, counters: Counters) -> tuple[float, float, int]:
-        """Seconds spent, seconds gone by and optimizer steps taken since then."""
-        if not self._begun:
-            self._at, self._then = perf_counter(), dataclasses.replace(counters)
-            self._begun = True
-        stages = ("record", "fit", "predict", "probe")
-        spent = seconds(counters, *stages) - seconds(self._then, *stages)
-        steps = counters.optimizer_steps - self._then.optimizer_steps
-        return spent, perf_counter() - self._at, steps
+    def enter(self) -> None:
+        """The trainer begins to work."""
+        now = perf_counter()
+        if self._since is not None:
+            self._pending += now - self._since
+        self._since, self._inside = now, True
+
+    def leave(self) -> None:
+        """It has ended."""
+        now = perf_counter()
+        assert self._since is not None, "enter() comes first"
+        self._spent += now - self._since
+        self._since, self._inside = now, False
+
+    def step(self) -> None:
+        """An optimizer step has been taken. The first has no beginning and is not counted."""
+        pending, self._pending = self._pending, 0.0
+        if pending == 0:
+            return
+        if self.steps == 0:
+            self._usual = pending
+        longer = pending > self._usual
+        self._usual = _RISE * self._usual if longer else (self._usual + pending) / 2
+        self.trained += pending if pending <= _INTERRUPTED * self._usual else self._usual
+        self.steps += 1
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the trainer's work, up to now."""
+        if self._since is None or not self._inside:
+            return self._spent
+        return self._spent + perf_counter() - self._since
 
 
 def seconds(counters: Counters, *stages: str) -> float:

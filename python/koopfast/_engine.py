@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from koopfast import _attach, _training_state
 from koopfast._attempt import Attempt, probed, refused
 from koopfast._batch_norm import Recalibration, normalizing_modules
-from koopfast._costs import Since, seconds
+from koopfast._costs import Clock, seconds
 from koopfast._distributed import FitFailure
 from koopfast._moment_window import MomentWindow
 from koopfast._notices import Notices
@@ -100,7 +100,7 @@ class Engine:
         self._lag = 0  # optimizer steps since the last snapshot
         self._broken = 0  # what broke this window; of several processes, each may see it or not
         self._reserved = False
-        self._since_begin = Since()
+        self._clock = Clock()
         self._notices = Notices()
         self._rollback: ReturnPoint | None = None
         self._shorter: ReturnPoint | None = None  # before steps were lengthened on trial
@@ -110,6 +110,7 @@ class Engine:
     def _before_step(self) -> None:
         """The optimizer is about to step: not from a probe, and from the weights it left."""
         self._refuse_reentry()
+        self._clock.enter()
         if not self._step_watch.began and self._weight_watch.compare():
             self._break(WRITTEN)
         controller, relaxation = self._controller, self._relaxation
@@ -118,12 +119,17 @@ class Engine:
             recording = self._enabled and self._idle == 0
             relaxation.measuring = recording and self._rows.steps_left <= _MEASURED
             relaxation.begin()
+        self._clock.leave()
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
         if self._skip_watch.skipped:
             return None
-        return self._or_restart(lambda: self._count_step(probe))
+        self._clock.enter()
+        try:
+            return self._or_restart(lambda: self._count_step(probe))
+        finally:
+            self._clock.leave()
 
     def _or_restart(self, work: Callable[[], _Result]) -> _Result:
         """Do ``work``; should it fail, restart the window and put autograd's mode back."""
@@ -162,6 +168,7 @@ class Engine:
         self._stranger_watch.stepped()
         counters = self.history.counters
         counters.optimizer_steps += 1
+        self._clock.step()
         counters.steps_shortened += self._relaxation.part < 1
         if self._controller is not None:
             self._controller.step()
@@ -248,7 +255,11 @@ class Engine:
             self._look_at_clock(controller)
             self._estimate_gains(controller)
             if decision == "jump" and controller.pause == 0:
-                return self._jump(probe, look, savepoint)
+                record = self._jump(probe, look, savepoint)
+                if not record.accepted:  # no window is needed to judge it: a pause begins now
+                    self._look_at_clock(controller)
+                    self._idle, controller.pause = controller.pause, 0
+                return record
             counters.probe_evaluations += 1
             counters.seconds_probe += look.seconds
             point, self._shorter = self._shorter, None
@@ -267,8 +278,10 @@ class Engine:
         """Let the controller pause where jumps took more time than they may."""
         controller.pause = 0
         if self.config.overhead is not None:
-            spent, elapsed, steps = self._team.of_first(self._since_begin(self.history.counters))
-            controller.clock(spent, elapsed, int(steps), self.config.overhead)
+            clock = self._clock
+            numbers = (clock.spent, clock.trained, clock.steps)
+            spent, trained, steps = self._team.of_first(numbers)
+            controller.clock(spent, trained, int(steps), self.config.overhead)
 
     @property
     def _schedule(self) -> Schedule | None:
@@ -318,8 +331,7 @@ class Engine:
     def _estimate_gains(self, controller: Controller) -> None:
         """What jumps gained so far, at the pace at which ordinary steps were taken."""
         counters = self.history.counters
-        spent, elapsed, steps = self._since_begin(counters)
-        pace = (elapsed - spent) / max(1, steps)
+        pace = self._clock.trained / max(1, self._clock.steps)
         counters.evaluations_gained = controller.gained
         # What probes cost is in the evaluations already.
         other = seconds(counters, "record", "fit", "predict")
@@ -673,7 +685,7 @@ class Engine:
         self._moments = moments
         self._controller = controller
         self._rehearsal = rehearsal
-        self._since_begin = Since()
+        self._clock = Clock()
         self._enabled = loaded.enabled
         self._idle = loaded.idle
         self._lag = loaded.lag

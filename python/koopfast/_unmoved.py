@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
+from koopfast._search import formed
 from koopfast.guard import Search
 from koopfast.moments import MomentBuffer
 from koopfast.parameters import ParameterVector
@@ -41,13 +42,7 @@ class Unmoved:
 
     def in_search(self, search: Search) -> Search:
         """The same of candidates that are answered with their loss."""
-        try:
-            candidate = next(search)
-            while True:
-                loss = yield self._with(candidate)
-                candidate = search.send(loss)
-        except StopIteration:
-            return
+        return formed(search, self._with)
 
     def _with(self, candidate: tuple[int, Tensor]) -> tuple[int, Tensor]:
         weights = candidate[1]

@@ -16,6 +16,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from koopfast._step_length import MOST_HALVINGS, StepLength, turns_back
 from koopfast.errors import CheckpointError
 
 __all__ = ["FORWARD", "RECENT_MEAN", "Candidate", "Controller", "Damped", "Decision", "fall"]
@@ -58,13 +59,6 @@ _LEAST_RATE = 0.02  # of progress; slower than that is standing still
 _MOST_CHANGE = 3.0  # times the rate so far: more is the recovery from a rise, not progress
 _SURE = 2.0  # standard errors
 _GRACE_SECONDS = 0.1
-# Two steps that cancel almost wholly. Independent noise on a step gives no less than -1/2.
-_TURNING = -0.8
-_MOST_HALVINGS = 4
-_TRIAL = 3  # windows in which jumps from steps shortened anew may show what they bring
-_CALM = 16  # windows, at least, in which steps stay shortened where that pays
-_LAME = 4  # windows of shortened steps in a row that gained nothing, before longer ones are tried
-_PATIENCE = 2.0  # times the evaluations so far, before longer steps are tried once more
 
 
 def fall(before: float, after: float) -> float:
@@ -102,14 +96,6 @@ class _State:
     reset_count: int = 0
     exploring: bool = False
     explore_at: float = 0.0  # evaluations before the other treatment of that state is tried
-    halvings: int = 0  # steps go 2**-halvings of their way
-    relax_at: float = 0.0  # evaluations before steps may be shortened
-    free_until: float = 0.0  # evaluations until which shortened steps may lose something
-    rise_at: float = 0.0  # evaluations at which longer steps are tried
-    rise_after: float = 0.0  # evaluations before which they are not
-    turned: bool = False  # the last two steps of the window before cancelled each other
-    rising: bool = False  # the window is the trial of longer steps
-    lame: int = 0  # windows of shortened steps in a row that gained nothing
 
 
 class Controller:
@@ -121,10 +107,8 @@ class Controller:
     overdrawn, or could not bear what a jump from so long a window may lose, nothing is tried until
     training has gone on long enough.
 
-    Where consecutive steps cancel each other, at the edge of stability, and jumps were kept before,
-    steps are halved, and halved again, as long as windows show that. Longer ones are tried when
-    several windows in a row gained nothing, when nothing is to be tried, and each time that the
-    evaluations have doubled; that is undone where the loss rises or steps cancel again.
+    Where consecutive steps cancel each other they are shortened, see
+    :class:`koopfast._step_length.StepLength`.
 
     Args:
         window: snapshots in a window.
@@ -141,6 +125,7 @@ class Controller:
         self._relax = relax
         self._high = max(_LOW, math.floor(math.log2(longest)))
         self._s = _State()
+        self._steps = StepLength()
         self.pause = 0
         self.stateful = False
 
@@ -157,7 +142,7 @@ class Controller:
     @property
     def part(self) -> float:
         """Share of each optimizer step that is to be gone."""
-        return 2.0**-self._s.halvings
+        return self._steps.part
 
     @property
     def evaluations(self) -> float:
@@ -167,12 +152,12 @@ class Controller:
     @property
     def on_trial(self) -> bool:
         """Whether a jump was made, or steps were lengthened, and that is not judged yet."""
-        return self._s.jumped != "" or self._s.rising
+        return self._s.jumped != "" or self._steps.rising
 
     @property
     def rising(self) -> bool:
         """Whether steps were lengthened, and that is what is to be judged."""
-        return self._s.rising
+        return self._steps.rising
 
     @property
     def saved(self) -> float:
@@ -230,12 +215,12 @@ class Controller:
         if s.mark_at == 0 or self.on_trial:
             return True
         room = self._room(1 + _SEARCH) - self._stake
-        if s.halvings > 0 and s.evaluations >= s.rise_after:
+        if self._steps.may_rise(s.evaluations):
             return True  # if not to look for a jump, then for the way back to whole steps
         if room < 0:
             self.pause = math.ceil(-room / _SHARE)
-            if s.halvings > 0:
-                self.pause = min(self.pause, math.ceil(s.rise_after - s.evaluations))
+            if self._steps.shortened:
+                self.pause = min(self.pause, math.ceil(self._steps.rise_after - s.evaluations))
         return room >= 0
 
     def arrive(self, loss: float, turning: float = math.nan) -> Decision:
@@ -250,22 +235,22 @@ class Controller:
             back what was before the last jump, or before steps were lengthened. ``"rise"``: they
             are lengthened now, which may be undone.
         """
-        s = self._s
+        s, steps = self._s, self._steps
         if not math.isfinite(loss):
-            rising, s.rising = s.rising, False
+            rising = steps.rising
             self.forget()
             if rising:
                 self._fall_back()
             return "undo" if rising else "watch"
-        turns = self._relax and turning < _TURNING
+        turns = self._relax and turns_back(turning)
         if s.last_look != 0 and not turns:
             jitter = fall(s.last_look, loss) ** 2 / 2
             s.noise = jitter if s.noise == 0 else max(jitter, (s.noise + jitter) / 2)
         s.last_look = 0.0
         s.attempts += 1
         decision: Decision = "jump"
-        again, s.turned = s.turned and turns, turns
-        rising, s.rising = s.rising, False
+        again, steps.turned = steps.turned and turns, turns
+        rising, steps.rising = steps.rising, False
         if s.mark_at > 0:
             decision = self._judge(fall(s.mark_loss, loss), rising, turns)
             if decision == "undo":
@@ -277,7 +262,7 @@ class Controller:
                 return decision
         s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
         # The first steps of a training often swing; that is over after a window.
-        if turns and (again or s.halvings > 0) and self._shorten():
+        if turns and (again or steps.shortened) and self._shorten():
             s.watch = False
             return "watch"
         if self._rises():
@@ -338,13 +323,13 @@ class Controller:
         """A jump is tried at this loss whatever the account says."""
         s = self._s
         s.mark_at, s.mark_loss, s.jumped, s.exploring = s.evaluations, loss, "", False
-        s.rising = s.turned = False
+        self._steps.forget()
 
     def forget(self) -> None:
         """What was a stretch of training is none: compare with nothing that came before."""
         s = self._s
         s.mark_at, s.jumped, s.exploring, s.last_look = 0.0, "", False, 0.0
-        s.rising = s.turned = False
+        self._steps.forget()
 
     def leave(self, accepted: bool, resettable: bool = False) -> Literal["keep", "reset"]:
         """The search is over; returns what is to become of the optimizer's state in the jump.
@@ -361,28 +346,28 @@ class Controller:
         s.jumped = treatment
         return treatment
 
-    def clock(self, spent: float, elapsed: float, steps: int, share: float) -> None:
+    def clock(self, spent: float, trained: float, steps: int, share: float) -> None:
         """Set ``pause`` if more seconds were ``spent`` than may be.
 
-        That is a ``share`` of ``elapsed`` and what jumps have saved, at the pace of ordinary steps.
+        That is a ``share`` of all time and what jumps have saved, at the pace of ordinary steps.
         The first tenth of a second is free.
 
         Args:
             spent: seconds in recording, fitting, predicting and probing.
-            elapsed: seconds of training, these included.
-            steps: optimizer steps since then.
-            share: of the elapsed time that may be spent in vain.
+            trained: seconds of training beside that.
+            steps: optimizer steps in that time.
+            share: of the whole time that may be spent in vain.
         """
-        if spent <= _GRACE_SECONDS or steps == 0:
+        if spent <= _GRACE_SECONDS or steps == 0 or trained <= 0:
             return
-        saved = max(0.0, self._s.credit) * max(0.0, elapsed - spent) / steps
-        missing = (spent - saved) / share - elapsed
+        saved = max(0.0, self._s.credit) * trained / steps
+        missing = (spent - saved) / share - (spent + trained)
         if missing > 0:
-            self.pause = max(self.pause, math.ceil(missing * steps / elapsed))
+            self.pause = max(self.pause, math.ceil(missing * steps / trained))
 
     def state_dict(self) -> dict[str, Any]:
         """The state as numbers and strings."""
-        return dataclasses.asdict(self._s)
+        return {**dataclasses.asdict(self._s), "steps": dataclasses.asdict(self._steps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`.
@@ -390,7 +375,7 @@ class Controller:
         Raises:
             CheckpointError: something is missing, unknown or of another type.
         """
-        self._s = _checked(state)
+        self._s, self._steps = _checked(state)
         self.pause = 0
 
     @property
@@ -401,9 +386,9 @@ class Controller:
     def _room(self, probes: int) -> float:
         """Evaluations left in the account after so many probes."""
         s = self._s
-        free = self._window if s.halvings > 0 and s.evaluations < s.free_until else 0
         grace = (_GRACE - probes) * s.forwards * FORWARD
-        return s.credit + _SHARE * s.evaluations + grace + _TRIAL * free
+        free = self._steps.free(s.evaluations, self._window)
+        return s.credit + _SHARE * s.evaluations + grace + free
 
     def _judge(self, fallen: float, rising: bool, turns: bool) -> Decision:
         """Enter in the account what the stretch since the mark brought."""
@@ -417,11 +402,10 @@ class Controller:
             if turns or fallen + unsure < -math.log(_WORSE):
                 self._enter(-length)
                 return "undo"
-            if s.halvings == 0 and s.evaluations < s.rise_at:  # for want of gains
-                s.relax_at = 2 * s.evaluations
+            self._steps.keep(s.evaluations)
             return "jump"
         span = math.log(s.evaluations / s.mark_at)
-        if not s.jumped and s.halvings == 0:
+        if not s.jumped and not self._steps.shortened:
             if turns and s.rate > 0:
                 return "jump"  # where losses swing, two of them tell no rate
             rate = max(_LEAST_RATE, fallen / span)
@@ -430,7 +414,7 @@ class Controller:
         ordinary = max(s.rate, _LEAST_RATE) * span
         certain = fallen - math.copysign(min(unsure, abs(fallen - ordinary)), fallen - ordinary)
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
-        s.lame = 0 if s.jumped and gain > 0 else s.lame + 1
+        self._steps.count(gained=s.jumped != "" and gain > 0)
         if not s.jumped:  # shortened steps alone
             self._enter(min(0.0, gain) * length)
             return "jump"
@@ -462,44 +446,26 @@ class Controller:
         s.gained += evaluations
 
     def _shorten(self) -> bool:
-        """Halve the steps; False if that may not be."""
+        """Halve the optimizer's steps; False if that may not be."""
         s = self._s
-        if not self._relax or s.halvings == _MOST_HALVINGS:
-            return False
-        # Where no jump was ever kept, training stays what it is without a trainer.
         jumped = s.keep_count + s.reset_count > 0
-        if s.halvings == 0 and (s.evaluations < s.relax_at or not jumped):
+        if not self._relax or not self._steps.shorten(s.evaluations, self._window, jumped=jumped):
             return False
-        if s.halvings == 0:
-            s.free_until = s.evaluations + _TRIAL * self._window
-        s.halvings += 1
-        s.stride, s.lame = 1, 0
-        s.rise_after, s.rise_at = s.evaluations, self._later
+        s.stride = 1
         return True
 
     def _rises(self) -> bool:
         """Double shortened steps, on trial, if it is time to."""
         s = self._s
-        if s.halvings == 0 or s.evaluations < s.rise_after:
+        idle = self.pause > 0 or self._room(_SEARCH) < 0
+        if not self._steps.rise(s.evaluations, idle=idle):
             return False
-        lame = s.lame >= _LAME or self.pause > 0 or self._room(_SEARCH) < 0
-        if not lame and s.evaluations < s.rise_at:
-            return False
-        s.halvings -= 1
-        s.stride, s.rising, s.watch = 1, True, False
+        s.stride, s.watch = 1, False
         return True
 
     def _fall_back(self) -> None:
         """Longer steps were tried in vain."""
-        s = self._s
-        s.halvings, s.lame = min(s.halvings + 1, _MOST_HALVINGS), 0
-        s.rise_after, s.rise_at = _PATIENCE * s.evaluations, self._later
-
-    @property
-    def _later(self) -> float:
-        """Evaluations at which longer steps are tried though shortened ones pay."""
-        s = self._s
-        return s.evaluations + max(s.evaluations, _CALM * self._window)
+        self._steps.fall_back(self._s.evaluations, self._window)
 
     def _lengthen(self) -> None:
         self._s.stride = min(_LONGEST_STRIDE, 2 * self._s.stride)
@@ -562,24 +528,32 @@ class ControllerMark:
             self._controller.load_state_dict(self._state)
 
 
-def _checked(state: Any) -> _State:
-    fields = {f.name: type(f.default) for f in dataclasses.fields(_State)}
+def _checked(state: Any) -> tuple[_State, StepLength]:
+    _check(state, {**_fields(_State), "steps": dict}, "state['controller']")
+    steps = state["steps"]
+    _check(steps, _fields(StepLength), "state['controller']['steps']")
+    possible = state["stride"] >= 1 and state["jumped"] in ("", "keep", "reset")
+    if not possible or not 0 <= steps["halvings"] <= MOST_HALVINGS:
+        raise CheckpointError(
+            f"state['controller']: stride {state['stride']!r}, jumped {state['jumped']!r} and "
+            f"halvings {steps['halvings']!r} cannot be"
+        )
+    own = {name: value for name, value in state.items() if name != "steps"}
+    return _State(**own), StepLength(**steps)
+
+
+def _fields(kind: type) -> dict[str, type]:
+    return {f.name: type(f.default) for f in dataclasses.fields(kind)}
+
+
+def _check(state: Any, fields: Mapping[str, type], where: str) -> None:
     if not isinstance(state, Mapping) or set(state) != set(fields):
         raise CheckpointError(
-            f"state['controller']: expected a dict with the keys {sorted(fields)}, got "
+            f"{where}: expected a dict with the keys {sorted(fields)}, got "
             f"{sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__}"
         )
     for name, kind in fields.items():
         value = state[name]
         wanted = (int, float) if kind is float else kind
         if not isinstance(value, wanted) or (kind is not bool and isinstance(value, bool)):
-            raise CheckpointError(
-                f"state['controller'][{name!r}]: expected {kind.__name__}, got {value!r}"
-            )
-    possible = state["stride"] >= 1 and state["jumped"] in ("", "keep", "reset")
-    if not possible or not 0 <= state["halvings"] <= _MOST_HALVINGS:
-        raise CheckpointError(
-            f"state['controller']: stride {state['stride']!r}, jumped {state['jumped']!r} and "
-            f"halvings {state['halvings']!r} cannot be"
-        )
-    return _State(**state)
+            raise CheckpointError(f"{where}[{name!r}]: expected {kind.__name__}, got {value!r}")
