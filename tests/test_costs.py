@@ -16,9 +16,9 @@ class Life:
         monkeypatch.setattr("koopfast._costs.perf_counter", lambda: self.now)
         self.clock = Clock()
 
-    def step(self, training: float, work: float = 0.0) -> None:
+    def step(self, training: float, work: float = 0.0, *, working: bool = True) -> None:
         self.now += training
-        self.clock.enter()
+        self.clock.enter(working=working)
         self.clock.step()
         self.now += work
         self.clock.leave()
@@ -37,20 +37,26 @@ def test_steps_and_the_trainers_work_are_told_apart(life: Life) -> None:
     assert life.clock.spent == pytest.approx(11 * 0.25)
 
 
-def test_work_before_a_step_counts_as_work(life: Life) -> None:
+def test_looking_on_is_neither(life: Life) -> None:
+    life.step(1.0)
+    life.step(1.0, work=0.5, working=False)
+    life.step(1.0)
+    assert (life.clock.steps, life.clock.trained, life.clock.spent) == (2, 2.0, 0.0)
+
+
+def test_a_call_that_follows_no_step_belongs_to_the_next_one(life: Life) -> None:
     life.step(1.0)
     life.now += 0.25
-    life.clock.enter()
-    life.now += 10.0
+    life.clock.enter(working=True)
     life.clock.leave()
     life.step(0.75)
-    assert (life.clock.trained, life.clock.spent) == (1.0, 10.0)
+    assert (life.clock.steps, life.clock.trained) == (1, 1.0)
 
 
 def test_work_that_goes_on_is_counted_up_to_now(life: Life) -> None:
     life.step(1.0)
     life.now += 1.0
-    life.clock.enter()
+    life.clock.enter(working=True)
     life.now += 3.0
     assert life.clock.spent == 3.0
 
@@ -73,7 +79,7 @@ def test_steps_that_become_slower_for_good_are_training(life: Life) -> None:
 
 
 def test_a_slow_first_step_is_forgotten(life: Life) -> None:
-    life.step(0.0)
+    life.step(1.0)
     life.step(60.0)  # it was compiled
     before = life.clock.trained
     for number in range(200):

@@ -18,7 +18,7 @@ _RISE = 1.02
 
 
 class Clock:
-    """Time in training steps, and in what a trainer does beside them.
+    """Time in training steps, and in what a trainer does after them.
 
     Of a step that was interrupted only as much counts as steps usually take.
 
@@ -31,43 +31,44 @@ class Clock:
         self.steps = 0
         self.trained = 0.0
         self._spent = 0.0
-        self._since: float | None = None  # when the trainer began or ended its work
-        self._inside = False
-        self._pending = 0.0  # of the step that is going on
+        self._left: float | None = None  # when the trainer had ended its work
+        self._entered: float | None = None  # when it began the work that is going on
+        self._between = 0.0  # the time from one of these to the other
         self._usual = 0.0
 
-    def enter(self) -> None:
-        """The trainer begins to work."""
+    def enter(self, *, working: bool) -> None:
+        """The trainer has the word; if not ``working`` it does no more than look on."""
         now = perf_counter()
-        if self._since is not None:
-            self._pending += now - self._since
-        self._since, self._inside = now, True
+        if self._left is not None:
+            self._between += now - self._left
+        self._left, self._entered = now, now if working else None
 
     def leave(self) -> None:
         """It has ended."""
         now = perf_counter()
-        assert self._since is not None, "enter() comes first"
-        self._spent += now - self._since
-        self._since, self._inside = now, False
+        if self._entered is not None:
+            self._spent += now - self._entered
+        self._left, self._entered = now, None
 
     def step(self) -> None:
-        """An optimizer step has been taken. The first has no beginning and is not counted."""
-        pending, self._pending = self._pending, 0.0
-        if pending == 0:
+        """What the trainer has the word after is an optimizer step.
+
+        The first is not counted: nobody knows when it began.
+        """
+        took, self._between = self._between, 0.0
+        if took == 0:
             return
         if self.steps == 0:
-            self._usual = pending
-        longer = pending > self._usual
-        self._usual = _RISE * self._usual if longer else (self._usual + pending) / 2
-        self.trained += pending if pending <= _INTERRUPTED * self._usual else self._usual
+            self._usual = took
+        longer = took > self._usual
+        self._usual = _RISE * self._usual if longer else (self._usual + took) / 2
+        self.trained += took if took <= _INTERRUPTED * self._usual else self._usual
         self.steps += 1
 
     @property
     def spent(self) -> float:
         """Seconds of the trainer's work, up to now."""
-        if self._since is None or not self._inside:
-            return self._spent
-        return self._spent + perf_counter() - self._since
+        return self._spent + (0.0 if self._entered is None else perf_counter() - self._entered)
 
 
 def seconds(counters: Counters, *stages: str) -> float:

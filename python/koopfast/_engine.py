@@ -110,7 +110,6 @@ class Engine:
     def _before_step(self) -> None:
         """The optimizer is about to step: not from a probe, and from the weights it left."""
         self._refuse_reentry()
-        self._clock.enter()
         if not self._step_watch.began and self._weight_watch.compare():
             self._break(WRITTEN)
         controller, relaxation = self._controller, self._relaxation
@@ -119,13 +118,12 @@ class Engine:
             recording = self._enabled and self._idle == 0
             relaxation.measuring = recording and self._rows.steps_left <= _MEASURED
             relaxation.begin()
-        self._clock.leave()
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
         if self._skip_watch.skipped:
             return None
-        self._clock.enter()
+        self._clock.enter(working=self._enabled and self._idle == 0)
         try:
             return self._or_restart(lambda: self._count_step(probe))
         finally:
