@@ -61,12 +61,27 @@ def test_work_that_goes_on_is_counted_up_to_now(life: Life) -> None:
     assert life.clock.spent == 3.0
 
 
-def test_a_pause_between_steps_is_not_training(life: Life) -> None:
-    """An hour at a notebook, and a validation after every second step."""
-    for number in range(201):
+def test_a_pause_between_steps_is_hardly_training(life: Life) -> None:
+    """An hour at a notebook, and a validation now and then."""
+    for number in range(1001):
         life.step(1.0)
-        life.now += 3600 if number == 50 else 20.0 * (number % 2)
-    assert life.clock.trained == pytest.approx(200, rel=0.1)
+        life.now += 3600 if number == 500 else 200.0 * (number % 100 == 7)
+    assert life.clock.trained == pytest.approx(1000, rel=0.15)
+
+
+def test_slow_steps_among_fast_ones_are_training(life: Life) -> None:
+    """A machine that others use too."""
+    for number in range(1001):
+        life.step(5.0 if number % 8 == 1 else 1.0)
+    assert life.clock.trained == pytest.approx(1000 + 125 * 4.0)
+
+
+def test_what_is_said_to_be_no_training_is_none(life: Life) -> None:
+    for _ in range(11):
+        life.step(1.0)
+        life.now += 3.0
+        life.clock.resume()
+    assert life.clock.trained == pytest.approx(10 * 1.0)
 
 
 def test_steps_that_become_slower_for_good_are_training(life: Life) -> None:
@@ -81,8 +96,8 @@ def test_steps_that_become_slower_for_good_are_training(life: Life) -> None:
 def test_a_slow_first_step_is_forgotten(life: Life) -> None:
     life.step(1.0)
     life.step(60.0)  # it was compiled
-    before = life.clock.trained
-    for number in range(200):
+    for _ in range(20):
         life.step(1.0)
-        life.now += 20.0 * (number % 2)
-    assert life.clock.trained - before == pytest.approx(200, rel=0.5)
+    before = life.clock.trained
+    life.step(3600.0)
+    assert life.clock.trained - before < 20.0

@@ -27,6 +27,11 @@ class Koopman(Method):
         self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
         self.parts: list[float] = []  # share of each step that was gone
 
+    def advance(self) -> None:
+        # Since the last step the other runs of the race had their turns.
+        self.trainer._clock.resume()
+        super().advance()
+
     def after_step(self) -> None:
         counters = self.trainer.history.counters
         probes = counters.probe_evaluations

@@ -9,9 +9,10 @@ from koopfast.history import Counters
 
 __all__ = ["Clock", "seconds"]
 
-# A step that takes so many times as long as others was interrupted: by a validation, a checkpoint,
-# a cell of a notebook that waited for its reader.
-_INTERRUPTED = 3.0
+# Of a step that takes longer than so many others the rest was something else: a validation, a
+# checkpoint, a cell of a notebook that waited for its reader. A busy machine makes one step in ten
+# take several times as long, and that is training.
+_LONGEST = 10.0
 # What is usual rises by this factor with each longer step, and goes half the way to each shorter
 # one: so it stays near the shorter ones even if every second step is interrupted.
 _RISE = 1.02
@@ -20,7 +21,7 @@ _RISE = 1.02
 class Clock:
     """Time in training steps, and in what a trainer does after them.
 
-    Of a step that was interrupted only as much counts as steps usually take.
+    Of a step that something else interrupted no more counts than some steps usually take.
 
     Attributes:
         steps: how many were counted.
@@ -50,6 +51,11 @@ class Clock:
             self._spent += now - self._entered
         self._left, self._entered = now, None
 
+    def resume(self) -> None:
+        """What happened since the last word was no training: the step begins now."""
+        if self._left is not None:
+            self._left, self._between = perf_counter(), 0.0
+
     def step(self) -> None:
         """What the trainer has the word after is an optimizer step.
 
@@ -62,7 +68,7 @@ class Clock:
             self._usual = took
         longer = took > self._usual
         self._usual = _RISE * self._usual if longer else (self._usual + took) / 2
-        self.trained += took if took <= _INTERRUPTED * self._usual else self._usual
+        self.trained += min(took, _LONGEST * self._usual)
         self.steps += 1
 
     @property
