@@ -12,6 +12,8 @@ namespace {
 // Bytes of a tile: it stays in a level-1 cache while the products of its rows are summed.
 constexpr int64_t kTileBytes = 40960;
 constexpr int64_t kLeastRows = 8;
+// Parts of a long window that are summed apart, and the fewest rows of one.
+constexpr int64_t kParts = kLaneCount, kLeastPart = 64;
 constexpr int64_t kEntryBytes = kLaneCount * sizeof(double);
 
 // (n, n) entries, or their transpose, to (rows, ld).
@@ -28,32 +30,32 @@ LaneMoments::LaneMoments(const SnapshotView& s, const BlockTable& table, const i
                          int64_t count, bool increments, int64_t delays)
     : s_(s),
       table_(table),
+      count_(count),
       shape_{table.block_size(blocks[0]), delays},
       increments_(increments),
       sums_(entries(shape_)) {
-  for (int l = 0; l < kLaneCount; ++l) blocks_[l] = blocks[l < count ? l : 0];
+  for (int l = 0; l < kLaneCount; ++l) blocks_[l] = blocks[l % count];
   sums_.clear();
 }
 
-const double* LaneMoments::of(int64_t a, int64_t b) const {
+int64_t LaneMoments::place(int64_t a, int64_t b) const {
   const int64_t n = shape_.weights;
-  return sums_.data() + (b * (b + 1) / 2 + a - 1) * n * n * kLaneCount;
+  return (b * (b + 1) / 2 + a - 1) * n * n * kLaneCount;
 }
 
-double* LaneMoments::of(int64_t a, int64_t b) {
-  return const_cast<double*>(static_cast<const LaneMoments*>(this)->of(a, b));
-}
-
-void LaneMoments::widen(int64_t first, int64_t rows, double* tile) const {
+void LaneMoments::widen(int64_t first, int64_t rows, double* tile, int64_t apart) const {
   const int64_t n = shape_.weights, read = rows + (increments_ ? 1 : 0);
+  const int64_t busy = kLaneCount / count_ * count_;  // lanes beyond repeat the first part
   dispatch(s_.dtype, [&](auto tag) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(tag)>>;
     const T* from[kLaneCount];
     int64_t stride = s_.row_stride;
+    int64_t begin[kLaneCount];
+    for (int l = 0; l < kLaneCount; ++l) begin[l] = first + (l < busy ? l / count_ * apart : 0);
     bool whole = true;
     for (int l = 0; l < kLaneCount; ++l)
       table_.for_each_run(blocks_[l], 0, n, [&](int64_t flat, int64_t, int64_t length) {
-        from[l] = s_.row<T>(first) + flat;
+        from[l] = s_.row<T>(begin[l]) + flat;
         whole = whole && length == n;
       });
     std::vector<T> copy;
@@ -65,7 +67,7 @@ void LaneMoments::widen(int64_t first, int64_t rows, double* tile) const {
         from[l] = own;
         table_.for_each_run(blocks_[l], 0, n, [&](int64_t flat, int64_t column, int64_t length) {
           for (int64_t t = 0; t < read; ++t)
-            std::copy_n(s_.row<T>(first + t) + flat, length, own + t * n + column);
+            std::copy_n(s_.row<T>(begin[l] + t) + flat, length, own + t * n + column);
         });
       }
     }
@@ -75,16 +77,40 @@ void LaneMoments::widen(int64_t first, int64_t rows, double* tile) const {
 }
 
 void LaneMoments::add(int64_t begin, int64_t end) {
+  const int64_t length = (end - begin) / kParts, at_once = kLaneCount / count_;
+  if (length >= kLeastPart) {
+    LaneArray part(entries(shape_)), total(entries(shape_));
+    total.clear();
+    for (int64_t p = 0; p < kParts; p += at_once) {
+      part.clear();
+      add_rows(begin + p * length, length, length, part);
+      for (int64_t e = 0; e < entries(shape_); ++e) {
+        const double* from = part.data() + e * kLaneCount;
+        double* to = total.data() + e * kLaneCount;
+        for (int64_t i = 0; i < at_once; ++i, from += count_)
+          for (int64_t l = 0; l < count_; ++l) to[l] += from[l];
+      }
+    }
+    int64_t block[kLaneCount];
+    for (int64_t l = 0; l < kLaneCount; ++l) block[l] = l % count_;
+    for (int64_t e = 0; e < entries(shape_); ++e)
+      for (int64_t l = 0; l < kLaneCount; ++l) sums_.at(e, l) += total.at(e, block[l]);
+    begin += kParts * length;
+  }
+  add_rows(begin, end - begin, 0, sums_);
+}
+
+void LaneMoments::add_rows(int64_t begin, int64_t length, int64_t apart, LaneArray& sums) const {
   const int64_t n = shape_.weights, q = shape_.delays, row = n * kLaneCount;
   const int64_t step = std::max(kLeastRows, kTileBytes / (n * kEntryBytes));
-  LaneArray tile((std::min(step, end - begin) + q + 1) * n);
-  for (int64_t t = begin; t < end; t += step) {
-    const int64_t rows = std::min(step, end - t);
-    widen(t, rows + q, tile.data());
+  LaneArray tile((std::min(step, length) + q + 1) * n);
+  for (int64_t t = 0; t < length; t += step) {
+    const int64_t rows = std::min(step, length - t);
+    widen(begin + t, rows + q, tile.data(), apart);
     for (int64_t b = 1; b <= q; ++b)
       for (int64_t a = 0; a <= b; ++a)
         lane_add_products(tile.data() + (q - a) * row, tile.data() + (q - b) * row, rows, n, a == b,
-                          of(a, b));
+                          sums.data() + place(a, b));
   }
 }
 
@@ -95,6 +121,7 @@ void LaneMoments::add(const LaneMoments& others) {
 
 void LaneMoments::store(LaneArray& square, LaneArray& crossed, LaneArray& latest) const {
   const int64_t n = shape_.weights, q = shape_.delays, d = q * n;
+  const auto of = [&](int64_t a, int64_t b) { return sums_.data() + place(a, b); };
   const auto at = [&](LaneArray& out, int64_t i, int64_t j) {
     return out.data() + (i * n * d + j * n) * kLaneCount;
   };
