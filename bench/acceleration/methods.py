@@ -146,6 +146,8 @@ class Anderson(_Safeguarded):
         w = torch.stack(list(self.path))
         images, residuals = w[1:], w[1:] - w[:-1]
         differences = (residuals[1:] - residuals[:-1]).T
+        if not w.isfinite().all():
+            return  # the run has diverged
         gamma = torch.linalg.lstsq(differences, residuals[-1]).solution
         offered = images[-1] - (images[1:] - images[:-1]).T @ gamma
         self.offer([offered.to(next(self.model.parameters()).dtype)])
