@@ -160,7 +160,8 @@ def test_a_trainer_whose_name_was_lost_can_be_replaced() -> None:
     for _ in range(6):
         run.step()
     assert trainer.history.counters.optimizer_steps == 6
-    assert len(run.optimizer._optimizer_step_post_hooks) == 3  # its own and the watch for skips
+    # its own, the watch for skips, and that of shortened steps
+    assert len(run.optimizer._optimizer_step_post_hooks) == 3
 
 
 def test_two_optimizers_each_have_a_trainer() -> None:
