@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 
 from koopfast import CheckpointError
-from koopfast.controller import (
-    FORWARD,
-    RECENT_MEAN,
-    Candidate,
-    Controller,
-    ControllerMark,
-    Damped,
-    fall,
-)
+from koopfast._horizon_search import RECENT_MEAN, Candidate, Damped, Secant
+from koopfast.controller import FORWARD, Controller, ControllerMark, fall
 
 WINDOW = 12
 
@@ -29,6 +22,7 @@ class Training:
         self.window = window
         self.loss = loss  # of the time
         self.time = 0.0
+        self.back = 0.0  # the time before the last jump
         self.strides: list[int] = []
         self.decisions: list[str] = []
         self.probes = 0
@@ -52,8 +46,9 @@ class Training:
                 controller.step()
                 self.time += 1
                 left -= 1
-                if left > 0 and controller.wants_look(left):
-                    controller.look(self.look(), left)
+                looks = left > 0 and controller.wants_look(left)
+                if looks and controller.look(self.look(), left) == "undo":
+                    self.time, left = self.back, self.window * controller.stride
             if not controller.ready():
                 for _ in range(controller.pause):
                     controller.step()
@@ -64,6 +59,8 @@ class Training:
             decision = controller.arrive(before)
             self.decisions.append(decision)
             self.strides.append(controller.stride)
+            if decision == "undo":
+                self.time = self.back
             if decision != "jump":
                 continue
             target = landing(self.time)
@@ -74,7 +71,7 @@ class Training:
             controller.spend(len(tried))
             accepted = controller.worth(before, after)
             if accepted and target is not None:
-                self.time = target
+                self.back, self.time = self.time, target
             controller.leave(accepted)
 
 
@@ -85,9 +82,10 @@ def answered(
     *,
     averaged: bool = False,
     uneven: bool = False,
+    straight: bool = True,
 ) -> list[Candidate]:
     """The candidates of one search."""
-    search = controller.search(before, averaged, uneven=uneven)
+    search = controller.search(before, averaged, uneven=uneven, straight=straight)
     asked = []
     try:
         candidate = next(search)
@@ -173,12 +171,12 @@ def test_the_search_goes_on_from_the_horizon_that_was_good_last() -> None:
     controller = Controller(WINDOW)
 
     def valley(candidate: Candidate) -> float:
-        assert candidate != RECENT_MEAN
+        assert isinstance(candidate, float)
         return abs(math.log2(candidate) - 5)
 
-    first = answered(controller, 10.0, valley)
+    first = answered(controller, 10.0, valley, straight=False)
     assert first == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
-    second = answered(controller, 10.0, valley)
+    second = answered(controller, 10.0, valley, straight=False)
     assert second[0] == 32.0
     assert len(second) <= 3
 
@@ -201,14 +199,89 @@ def test_the_best_horizon_is_tried_damped_where_blocks_are_uneven_and_while_that
     assert not tried(wins, 0.4, uneven=False)
 
 
+def test_the_secant_is_tried_now_and_then_where_nothing_is_good_and_first_while_it_wins() -> None:
+    def search(controller: Controller, ahead: float, secant: float) -> list[Candidate]:
+        controller._s.attempts += 1
+        return answered(controller, 1.0, lambda c: secant if isinstance(c, Secant) else ahead)
+
+    loses, wins = Controller(WINDOW), Controller(WINDOW)
+    tried = [any(isinstance(c, Secant) for c in search(loses, 0.8, 0.9)) for _ in range(8)]
+    assert tried == [i in (1, 2, 4, 8) for i in range(1, 9)]
+    assert isinstance(search(loses, 2.0, 2.0)[-1], Secant)
+    asked = [search(wins, 0.8, 0.4) for _ in range(4)]
+    assert [isinstance(candidates[0], Secant) for candidates in asked] == [False, True, True, True]
+    # Horizons get another chance when an attempt is rare, and then the better of both comes first.
+    assert [any(isinstance(c, float) for c in one) for one in asked] == [True, True, False, True]
+    assert not isinstance(search(Controller(WINDOW), 0.8, 0.9)[0], Secant)
+
+
+def test_a_secant_goes_on_from_where_it_was_good_last() -> None:
+    controller = Controller(WINDOW)
+
+    def valley(candidate: Candidate) -> float:
+        return abs(math.log2(candidate.windows) - 3) if isinstance(candidate, Secant) else 20.0
+
+    secants = [c for c in answered(controller, 10.0, valley) if isinstance(c, Secant)]
+    assert [s.windows for s in secants] == [1, 2, 4, 8, 16]
+    assert answered(controller, 10.0, valley)[:2] == [Secant(8.0), Secant(16.0)]
+    none = answered(controller, 10.0, valley, straight=False)
+    assert not any(isinstance(candidate, Secant) for candidate in none)
+
+
+def test_a_jump_that_the_account_could_not_bear_must_gain_what_the_window_would() -> None:
+    controller = Controller(WINDOW)
+    state = controller._s
+    state.rate, state.evaluations = 1.0, 240.0
+    assert controller.worth(1.0, 0.99)
+    state.stride, state.credit = 8, -4.0
+    ordinary = 1 / (1 + WINDOW * 8 / 240)
+    assert not controller.worth(1.0, ordinary + 0.01)
+    assert controller.worth(1.0, ordinary - 0.01)
+    state.doubt = 2.0
+    assert not controller.worth(1.0, ordinary**2 + 0.01)
+    assert controller.worth(1.0, ordinary**2 - 0.01)
+    state.evaluations = 24000.0
+    state.credit = -244.0
+    assert not controller.worth(1.0, 0.84)  # a fifth, however little the window would bring
+    assert controller.worth(1.0, 0.83)
+
+
+@pytest.mark.parametrize(("after", "undone"), [(0.4, False), (1.1, True), (math.nan, True)])
+def test_such_a_jump_is_looked_at_early_and_undone_unless_the_loss_is_lower(
+    after: float, undone: bool
+) -> None:
+    controller = Controller(WINDOW)
+    state = controller._s
+    state.rate, state.evaluations, state.stride, state.credit = 1.0, 240.0, 8, -4.0
+    controller.begin(1.0)
+    controller.leave(accepted=True)
+    looks = []
+    for left in range(WINDOW * controller.stride, WINDOW * controller.stride // 2, -1):
+        controller.step()
+        if controller.wants_look(left):
+            looks.append(left)
+            assert controller.look(after, left) == ("undo" if undone else None)
+    assert looks == [WINDOW * 8 * 3 // 4]
+    assert (state.doubt, state.stride) == ((2.0, 16) if undone else (1.0, 8))
+    assert controller.on_trial is not undone
+
+
 def test_the_longest_horizon_bounds_the_search() -> None:
-    asked = answered(Controller(WINDOW, longest=8), 10.0, lambda horizon: 1 / float(horizon))
-    assert asked == [2.0, 4.0, 8.0]
+    def ahead(candidate: Candidate) -> float:
+        return 10.0 if isinstance(candidate, Secant) else 1 / float(candidate)
+
+    def straight(candidate: Candidate) -> float:
+        return 1 / candidate.windows if isinstance(candidate, Secant) else 20.0
+
+    asked = answered(Controller(WINDOW, longest=8), 10.0, ahead)
+    assert asked == [2.0, 4.0, 8.0, Secant(1.0)]
+    asked = answered(Controller(WINDOW, longest=8), 10.0, straight)
+    assert asked[-4:] == [Secant(1.0), Secant(2.0), Secant(4.0), Secant(8.0)]
 
 
-def test_where_no_horizon_is_good_two_are_tried_and_the_mean() -> None:
+def test_where_no_horizon_is_good_two_are_tried_the_mean_and_the_secant() -> None:
     asked = answered(Controller(WINDOW), 1.0, lambda _: 2.0, averaged=True)
-    assert asked == [2.0, 0.25, RECENT_MEAN]
+    assert asked == [2.0, 0.25, RECENT_MEAN, Secant(1.0)]
 
 
 def test_a_mean_that_won_is_asked_for_first() -> None:

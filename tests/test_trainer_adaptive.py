@@ -22,8 +22,8 @@ from koopfast import (
     SnapshotBuffer,
 )
 from koopfast._adaptive import Predictions, is_uneven
+from koopfast._horizon_search import Damped, Secant
 from koopfast._training_loop import HeldBatches
-from koopfast.controller import Damped
 from training_runs import OPTIMIZERS, Run, assert_same, everything, noisy_run, smooth_run
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -64,6 +64,22 @@ def test_a_block_goes_the_shorter_a_way_the_worse_its_hindcast() -> None:
     assert steps == damped_steps == 11
     way = torch.tensor([1.0, 1.0, 0.2, 0.2], dtype=torch.float64)
     torch.testing.assert_close(damped, states[-1] + way * (whole - states[-1]))
+
+
+def test_a_secant_goes_straight_on_from_the_last_snapshot() -> None:
+    states = torch.arange(12, dtype=torch.float64)[:, None] ** 2 * torch.tensor([1.0, -2.0])
+    operator = KoopmanOperator.fit(states, Partition.from_segments([[(0, 2)]], 2), rank=1)
+    parameters = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    snapshots = SnapshotBuffer([parameters], capacity=12)
+    for state in states:
+        parameters.data.copy_(state)
+        snapshots.record()
+    predictions = Predictions(snapshots, operator.predict, operator, lag=0, room=0)
+    asked = predictions.search(item for item in (Secant(0.5), Secant(4.0)))  # type: ignore[arg-type]
+    (short, near), (long, far) = asked
+    assert (short, long) == (6, 44)
+    torch.testing.assert_close(near, 1.5 * states[-1])
+    torch.testing.assert_close(far, 5 * states[-1])
 
 
 def test_snapshots_are_few_and_dense_at_first() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from koopfast._horizon_search import RECENT_MEAN, Candidate, Damped, Secant
 from koopfast._search import formed
-from koopfast.controller import RECENT_MEAN, Candidate, Damped
 from koopfast.operator import KoopmanOperator
 from koopfast.partition import Partition
 from koopfast.snapshots import SnapshotBuffer
@@ -84,6 +84,10 @@ class Predictions:
         elif isinstance(candidate, Damped):
             steps = self._steps(candidate.windows)
             weights = self._damped(self._formed[steps])
+        elif isinstance(candidate, Secant):
+            steps = self._steps(candidate.windows)
+            rows = self._snapshots.snapshots
+            weights = torch.lerp(rows[0], rows[-1], 1 + candidate.windows)
         else:
             steps = self._steps(float(candidate))
             if steps not in self._formed:

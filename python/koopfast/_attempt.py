@@ -114,7 +114,11 @@ class Attempt:
         predict = self._predictor(operator)
         predictions = Predictions(self._rows, predict, operator, self.lag, _CANDIDATE_BYTES)
         asked = controller.search(
-            look.loss, averaged, still=operator.still, uneven=self._damps and is_uneven(operator)
+            look.loss,
+            averaged,
+            still=operator.still,
+            uneven=self._damps and is_uneven(operator),
+            straight=self._may_leave_horizon,
         )
         search = Unmoved(self._rows, parameters).in_search(predictions.search(asked))
         verdict = guard.judge_search(parameters, search, savepoint, probe, look, controller.worth)
@@ -132,10 +136,15 @@ class Attempt:
         return lambda horizons: self.team.agreed(lambda: own(horizons))
 
     @property
+    def _may_leave_horizon(self) -> bool:
+        """Whether weights may be another than the operator's at a horizon: what is kept of the
+        weights beside them must not be meant to have gone as far."""
+        return self.config.optimizer_state != "predict"
+
+    @property
     def _damps(self) -> bool:
-        """Whether blocks may go less far than others: all of each must lie here, and what is kept
-        of the weights beside them must not be meant to have gone as far."""
-        return self.parameters.layout == "" and self.config.optimizer_state != "predict"
+        """Whether blocks may go less far than others: all of each must lie here."""
+        return self.parameters.layout == "" and self._may_leave_horizon
 
     @property
     def _rows(self) -> SnapshotBuffer:

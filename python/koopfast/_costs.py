@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from koopfast.history import Counters
-
-__all__ = ["Clock", "seconds"]
+__all__ = ["Clock"]
 
 # Of a step that takes longer than so many others the rest was something else: a validation, a
 # checkpoint, a cell of a notebook that waited for its reader. A busy machine makes one step in ten
@@ -75,8 +73,3 @@ class Clock:
     def spent(self) -> float:
         """Seconds of the trainer's work, up to now."""
         return self._spent + (0.0 if self._entered is None else perf_counter() - self._entered)
-
-
-def seconds(counters: Counters, *stages: str) -> float:
-    """The sum of the seconds that ``stages`` took."""
-    return float(sum(getattr(counters, f"seconds_{stage}") for stage in stages))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from koopfast import _attach, _training_state
 from koopfast._attempt import Attempt, probed, refused
 from koopfast._batch_norm import Recalibration, normalizing_modules
-from koopfast._costs import Clock, seconds
+from koopfast._costs import Clock
 from koopfast._distributed import FitFailure
 from koopfast._moment_window import MomentWindow
 from koopfast._notices import Notices
@@ -221,7 +221,11 @@ class Engine:
             return
         left = self._rows.steps_left
         if controller.wants_look(left):
-            controller.look(self._look(controller, probe)[0].loss, left)
+            look, _ = self._look(controller, probe)
+            self._count(look)
+            if controller.look(look.loss, left) == "undo" and self._rollback is not None:
+                self._undo()
+                self._restart_window()
 
     @property
     def _rows(self) -> SnapshotBuffer:
@@ -240,9 +244,14 @@ class Engine:
         controller.spend(1, len(look.parts))
         return look, savepoint
 
+    def _count(self, look: Look) -> None:
+        """Enter a look that no record of a jump holds."""
+        counters = self.history.counters
+        counters.probe_evaluations += 1
+        counters.seconds_probe += look.seconds
+
     def _consider(self, controller: Controller, probe: Probe) -> JumpRecord | None:
         """The window is full: jump, only watch, or undo the jump before."""
-        counters = self.history.counters
         self._look_at_clock(controller)
         # A jump is judged in any case: what it gained is what the clock allows for.
         due = controller.pause == 0 or controller.on_trial or controller.part < 1
@@ -256,10 +265,9 @@ class Engine:
                 record = self._jump(probe, look, savepoint)
                 if not record.accepted:  # no window is needed to judge it: a pause begins now
                     self._look_at_clock(controller)
-                    self._idle, controller.pause = controller.pause, 0
+                    self._begin_pause(controller)
                 return record
-            counters.probe_evaluations += 1
-            counters.seconds_probe += look.seconds
+            self._count(look)
             point, self._shorter = self._shorter, None
             if decision == "rise":
                 self._shorter = self._return_point()
@@ -268,9 +276,13 @@ class Engine:
                 point.restore()
             elif decision == "undo" and self._rollback is not None:
                 self._undo()
-        self._idle, controller.pause = controller.pause, 0
+        self._begin_pause(controller)
         self._restart_window()
         return None
+
+    def _begin_pause(self, controller: Controller) -> None:
+        """Record nothing for as many steps as the controller says."""
+        self._idle, controller.pause = controller.pause, 0
 
     def _look_at_clock(self, controller: Controller) -> None:
         """Let the controller pause where jumps took more time than they may."""
@@ -332,7 +344,7 @@ class Engine:
         pace = self._clock.trained / max(1, self._clock.steps)
         counters.evaluations_gained = controller.gained
         # What probes cost is in the evaluations already.
-        other = seconds(counters, "record", "fit", "predict")
+        other = counters.seconds_record + counters.seconds_fit + counters.seconds_predict
         counters.seconds_gained = controller.gained * pace - other
 
     def _undo(self) -> None:

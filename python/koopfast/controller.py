@@ -14,28 +14,16 @@ import dataclasses
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
+from koopfast._horizon_search import SHORTEST, Candidate, HorizonSearch
 from koopfast._step_length import MOST_HALVINGS, StepLength, turns_back
 from koopfast.errors import CheckpointError
 
-__all__ = ["FORWARD", "RECENT_MEAN", "Candidate", "Controller", "Damped", "Decision", "fall"]
+__all__ = ["FORWARD", "Controller", "ControllerMark", "Decision", "fall"]
 
 FORWARD = 1 / 3
 """Gradient evaluations that a forward pass costs: the backward pass costs twice as much."""
-
-RECENT_MEAN: Final = "mean"
-
-
-@dataclass(frozen=True)
-class Damped:
-    """A horizon in windows, each block's way there shortened by its hindcast error."""
-
-    windows: float
-
-
-Candidate = float | Literal["mean"] | Damped
-"""A horizon in windows, the mean of the window's second half, or a horizon, damped by block."""
 
 Decision = Literal["jump", "watch", "undo", "rise"]
 
@@ -47,7 +35,6 @@ _GRACE = 18
 _MOST_CREDIT = 0.5
 _SEARCH = 3  # probes of an attempt, beside the look that begins it
 _LONGEST_STRIDE = 256
-_LOW = -2  # the shortest horizon is a quarter of a window
 _LEAST_GAIN = 1e-3  # of the loss's logarithm, for a jump to be worth the disturbance
 _WORTH = 0.25  # of the ordinary progress of a window, that a jump must gain at least
 _STRONG = 2.0  # times the ordinary rate of progress: then windows may become shorter again
@@ -75,10 +62,6 @@ class _State:
 
     evaluations: float = 0.0
     stride: int = 1
-    power: int = 1  # the horizon that was last good is 2**power windows
-    direction: int = 1  # in which a better horizon is looked for first
-    mean_won: bool = False
-    damped_won: bool = False
     watch: bool = False  # the next window is for comparison only
     mark_at: float = 0.0  # evaluations at the last look; 0 before the first
     mark_loss: float = 0.0
@@ -95,6 +78,8 @@ class _State:
     reset: float = 0.0
     reset_count: int = 0
     exploring: bool = False
+    daring: bool = False  # the jump at the mark may lose more than the account could bear
+    doubt: float = 1.0  # how many windows' ordinary progress such a jump must show
     explore_at: float = 0.0  # evaluations before the other treatment of that state is tried
 
 
@@ -104,8 +89,8 @@ class Controller:
     The window's length is fixed; its stride begins at 1, doubles whenever an attempt did not pay
     and halves when it paid well. A jump is judged at the next full window, by what the loss is
     then, against ordinary training: what it saved or lost is entered in an account. Where that is
-    overdrawn, or could not bear what a jump from so long a window may lose, nothing is tried until
-    training has gone on long enough.
+    overdrawn, nothing is tried until training has gone on long enough; where it could not bear what
+    a jump from so long a window may lose, a jump must gain all that the next window would bring.
 
     Where consecutive steps cancel each other they are shortened, see
     :class:`koopfast._step_length.StepLength`.
@@ -123,9 +108,10 @@ class Controller:
     def __init__(self, window: int, longest: float = 256, *, relax: bool = True) -> None:
         self._window = window
         self._relax = relax
-        self._high = max(_LOW, math.floor(math.log2(longest)))
+        self._highest = max(SHORTEST, math.floor(math.log2(longest)))
         self._s = _State()
         self._steps = StepLength()
+        self._search = HorizonSearch()
         self.pause = 0
         self.stateful = False
 
@@ -188,33 +174,45 @@ class Controller:
     def wants_look(self, steps_left: int) -> bool:
         """Whether the loss is to be looked at, so many steps before the window is full.
 
-        In the middle of the very first window, which gives the rate of ordinary training; and one
-        step before the end of the attempts 1, 2, 4, 8, … to see how much the loss jitters.
+        In the middle of the very first window, which gives the rate of ordinary training; one step
+        before the end of the attempts 1, 2, 4, 8, … to see how much the loss jitters; and a quarter
+        of a window after a jump that may lose more than the account can bear.
         """
         s = self._s
         if s.mark_at == 0:
             return steps_left == self._window // 2
-        number = s.attempts + 1
+        if s.daring and steps_left == 3 * self._window * s.stride // 4:
+            return True
         # Only where ready() will be content after it: a look that leads to no attempt comes again.
-        enough = self._room(2 + _SEARCH) >= self._stake
-        return steps_left == 1 and number & (number - 1) == 0 and enough
+        enough = self._room(2 + _SEARCH) >= 0
+        return steps_left == 1 and _is_power_of_two(s.attempts + 1) and enough
 
-    def look(self, loss: float, steps_left: int) -> None:
-        """The loss where :meth:`wants_look` asked for it."""
+    def look(self, loss: float, steps_left: int) -> Literal["undo"] | None:
+        """The loss where :meth:`wants_look` asked for it; says whether to undo the last jump."""
         s = self._s
-        if not math.isfinite(loss):
-            return
         if steps_left == 1:
-            s.last_look = loss
-        else:
+            s.last_look = loss if math.isfinite(loss) else 0.0
+        elif s.daring:
+            fallen = fall(s.mark_loss, loss) if math.isfinite(loss) else -math.inf
+            if not fallen + self._unsure > 0:
+                self._enter(s.mark_at - s.evaluations)
+                self._learn_daring(paid=False)
+                if s.exploring:
+                    s.exploring, s.explore_at = False, 4 * s.evaluations
+                else:
+                    self._lengthen()
+                s.mark_at, s.jumped = s.evaluations, ""
+                return "undo"
+        elif math.isfinite(loss):
             s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
+        return None
 
     def ready(self) -> bool:
         """Whether the account allows a look at the full window; if not, ``pause`` says how long."""
         s = self._s
         if s.mark_at == 0 or self.on_trial:
             return True
-        room = self._room(1 + _SEARCH) - self._stake
+        room = self._room(1 + _SEARCH)
         if self._steps.may_rise(s.evaluations):
             return True  # if not to look for a jump, then for the way back to whole steps
         if room < 0:
@@ -267,68 +265,71 @@ class Controller:
             return "watch"
         if self._rises():
             return "rise"
-        if s.watch or self._room(_SEARCH) < self._stake:
+        if s.watch or self._room(_SEARCH) < 0:
             decision = "watch"
         s.watch = False
         return decision
 
     def search(
-        self, before: float, averaged: bool, *, still: bool = False, uneven: bool = False
+        self,
+        before: float,
+        averaged: bool,
+        *,
+        still: bool = False,
+        uneven: bool = False,
+        straight: bool = True,
     ) -> Generator[Candidate, float, None]:
         """The candidates, one after the other; each is answered with the loss it gives.
 
         From the horizon that was good last time by factors of two, as long as the loss goes down;
         towards shorter ones where it is above ``before``. Where snapshots are averages, the mean of
         the newer half of them takes part when it won last time or no horizon is good; alone where
-        nothing is predicted and the operator stands ``still``. Where the hindcast of the blocks is
-        ``uneven``, the best horizon is tried damped too: at the attempts 1, 2, 4, 8, … and as long
-        as it wins.
+        nothing is predicted and the operator stands ``still``. At the attempts 1, 2, 4, 8, … and as
+        long as they win there take part: where the hindcast of the blocks is ``uneven``, the best
+        horizon damped; and, if ``straight``, the secant of the window, which is tried where nothing
+        else is good, too.
         """
-        s = self._s
-        if still:
-            if averaged:
-                s.mean_won = (yield RECENT_MEAN) < before
-            return
-        losses: dict[int, float] = {}
-        mean = math.inf
-        if averaged and s.mean_won:
-            mean = yield RECENT_MEAN
-        k = min(max(s.power, _LOW), self._high)
-        losses[k] = yield 2.0**k
-        if losses[k] < before:
-            k = yield from self._climb(k, losses)
-        else:
-            k = yield from self._retreat(k, before, losses)
-        good = losses[k] < before
-        if averaged and not s.mean_won and not good:
-            mean = yield RECENT_MEAN
-        s.mean_won = mean < min(before, losses[k])
-        if good and uneven and (s.damped_won or s.attempts & (s.attempts - 1) == 0):
-            s.damped_won = (yield Damped(2.0**k)) < min(losses[k], mean)
-        s.power = k if good else max(_LOW, min(s.power, 2) - 1)
+        if not still:
+            yield from self._search.candidates(
+                before,
+                self._highest,
+                averaged=averaged,
+                uneven=uneven,
+                straight=straight,
+                rare=_is_power_of_two(self._s.attempts),
+            )
+        elif averaged:
+            yield from self._search.mean_alone(before)
 
     def worth(self, before: float, after: float) -> bool:
         """Whether a loss this much lower is worth a jump.
 
         Where the optimizer has a state, which is of the weights left behind, the jump must gain
-        more than a share of what the next window brings without it.
+        more than a share of what the next window brings without it. Where the account could not
+        bear what the jump may lose in that window, it must gain all of that and a fifth of the
+        loss, and twice as much for each such jump that lost.
         """
         s, least = self._s, _LEAST_GAIN
-        if self.stateful:
+        share = _WORTH if self.stateful else 0.0
+        if self._dares:
+            share, least = s.doubt, math.log(_WORSE)
+        if share > 0:
             window = self._window * s.stride / max(1.0, s.evaluations)
-            least = max(least, _WORTH * s.rate * math.log1p(window))
+            least = max(least, share * s.rate * math.log1p(window))
         return math.isfinite(after) and fall(before, after) > least
 
     def begin(self, loss: float) -> None:
         """A jump is tried at this loss whatever the account says."""
         s = self._s
-        s.mark_at, s.mark_loss, s.jumped, s.exploring = s.evaluations, loss, "", False
+        s.mark_at, s.mark_loss, s.jumped = s.evaluations, loss, ""
+        s.exploring = s.daring = False
         self._steps.forget()
 
     def forget(self) -> None:
         """What was a stretch of training is none: compare with nothing that came before."""
         s = self._s
-        s.mark_at, s.jumped, s.exploring, s.last_look = 0.0, "", False, 0.0
+        s.mark_at, s.jumped, s.last_look = 0.0, "", 0.0
+        s.exploring = s.daring = False
         self._steps.forget()
 
     def leave(self, accepted: bool, resettable: bool = False) -> Literal["keep", "reset"]:
@@ -343,7 +344,7 @@ class Controller:
             self._lengthen()
             return "keep"
         treatment = self._treatment() if resettable else "keep"
-        s.jumped = treatment
+        s.jumped, s.daring = treatment, self._dares
         return treatment
 
     def clock(self, spent: float, trained: float, steps: int, share: float) -> None:
@@ -367,7 +368,11 @@ class Controller:
 
     def state_dict(self) -> dict[str, Any]:
         """The state as numbers and strings."""
-        return {**dataclasses.asdict(self._s), "steps": dataclasses.asdict(self._steps)}
+        return {
+            **dataclasses.asdict(self._s),
+            "steps": dataclasses.asdict(self._steps),
+            "search": dataclasses.asdict(self._search),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`.
@@ -375,13 +380,23 @@ class Controller:
         Raises:
             CheckpointError: something is missing, unknown or of another type.
         """
-        self._s, self._steps = _checked(state)
+        self._s, self._steps, self._search = _checked(state)
         self.pause = 0
 
     @property
     def _stake(self) -> float:
         """Evaluations that a jump may lose before it is judged."""
         return _STAKE * self._window * max(0, self._s.stride - 2)
+
+    @property
+    def _unsure(self) -> float:
+        """What two losses' logarithms may differ by from jitter: half of it is each one's."""
+        return _SURE * math.sqrt(2 * self._s.noise)
+
+    @property
+    def _dares(self) -> bool:
+        """Whether a jump may lose more than the account can bear."""
+        return self._room(0) < self._stake
 
     def _room(self, probes: int) -> float:
         """Evaluations left in the account after so many probes."""
@@ -393,8 +408,7 @@ class Controller:
     def _judge(self, fallen: float, rising: bool, turns: bool) -> Decision:
         """Enter in the account what the stretch since the mark brought."""
         s = self._s
-        # Half of what the loss jitters is the first loss's, half the second's.
-        unsure = _SURE * math.sqrt(2 * s.noise)
+        unsure = self._unsure
         length = s.evaluations - s.mark_at
         if rising:
             # What swings makes losses a step apart differ, which is not to excuse anything here.
@@ -417,12 +431,16 @@ class Controller:
         self._steps.count(gained=s.jumped != "" and gain > 0)
         if not s.jumped:  # shortened steps alone
             self._enter(min(0.0, gain) * length)
+            # Training slows down, and no whole steps are taken that would show it.
+            s.rate -= _SLOWER * (s.rate - min(s.rate, max(_LEAST_RATE, fallen / span)))
             return "jump"
         if gain < 0 < fallen and s.keep_count + s.reset_count == 0:
             # Progress, if less than in the steps before the first jump: ordinary steps, too, make
             # less of it after the first ones.
             gain *= _SLOWER
         self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
+        if s.daring:
+            self._learn_daring(paid=gain > 0)
         explored, s.exploring = s.exploring, False
         if explored:
             s.explore_at = (2 if fallen > 0 else 4) * s.evaluations
@@ -470,27 +488,9 @@ class Controller:
     def _lengthen(self) -> None:
         self._s.stride = min(_LONGEST_STRIDE, 2 * self._s.stride)
 
-    def _climb(self, k: int, losses: dict[int, float]) -> Generator[Candidate, float, int]:
+    def _learn_daring(self, *, paid: bool) -> None:
         s = self._s
-        start, ahead = k, k + s.direction
-        while _LOW <= ahead <= self._high and ahead not in losses:
-            losses[ahead] = yield 2.0**ahead
-            if not losses[ahead] < losses[k]:
-                break
-            k, ahead = ahead, ahead + s.direction
-        if k == start:
-            s.direction = -s.direction
-        return k
-
-    def _retreat(
-        self, k: int, before: float, losses: dict[int, float]
-    ) -> Generator[Candidate, float, int]:
-        self._s.direction = 1
-        if k > _LOW:
-            losses[_LOW] = yield 2.0**_LOW
-            if losses[_LOW] < before:
-                return (yield from self._climb(_LOW, losses))
-        return k
+        s.daring, s.doubt = False, max(1.0, s.doubt / 2) if paid else 2 * s.doubt
 
     def _learn(self, treatment: str, progress: float) -> None:
         s = self._s
@@ -528,18 +528,25 @@ class ControllerMark:
             self._controller.load_state_dict(self._state)
 
 
-def _checked(state: Any) -> tuple[_State, StepLength]:
-    _check(state, {**_fields(_State), "steps": dict}, "state['controller']")
-    steps = state["steps"]
-    _check(steps, _fields(StepLength), "state['controller']['steps']")
-    possible = state["stride"] >= 1 and state["jumped"] in ("", "keep", "reset")
+def _is_power_of_two(count: int) -> bool:
+    """Or 0."""
+    return count & (count - 1) == 0
+
+
+def _checked(state: Any) -> tuple[_State, StepLength, HorizonSearch]:
+    where = "state['controller']"
+    _check(state, {**_fields(_State), "steps": dict, "search": dict}, where)
+    own = dict(state)
+    steps, search = own.pop("steps"), own.pop("search")
+    _check(steps, _fields(StepLength), f"{where}['steps']")
+    _check(search, _fields(HorizonSearch), f"{where}['search']")
+    possible = own["stride"] >= 1 and own["jumped"] in ("", "keep", "reset")
     if not possible or not 0 <= steps["halvings"] <= MOST_HALVINGS:
         raise CheckpointError(
-            f"state['controller']: stride {state['stride']!r}, jumped {state['jumped']!r} and "
+            f"{where}: stride {own['stride']!r}, jumped {own['jumped']!r} and "
             f"halvings {steps['halvings']!r} cannot be"
         )
-    own = {name: value for name, value in state.items() if name != "steps"}
-    return _State(**own), StepLength(**steps)
+    return _State(**own), StepLength(**steps), HorizonSearch(**search)
 
 
 def _fields(kind: type) -> dict[str, type]:
