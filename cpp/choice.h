@@ -10,7 +10,8 @@
 
 namespace koopfast {
 
-// An operator fitted to the last `snapshots` of a window, and what its prediction counts.
+// An operator fitted to the last `snapshots` of a window, and what its prediction counts; of those
+// chosen for a mean, the inverse of its error.
 struct Member {
   FitOptions options;
   int64_t snapshots;
@@ -39,7 +40,8 @@ struct Subject {
 //   1. least squares of rank kFullRank: for every number of delays, the average and the part of the
 //      window (all, its last half, of a long one its last quarter) of the lowest score, plus
 //      kPenalty for each octave between groups and delays and those preferred;
-//   2. the mean of these predictions, weighted by exp(-score), that is, by the inverse error;
+//   2. the mean of these predictions, weighted by exp(-score), that is, by the inverse error (to
+//      which the fit to all of the window adds what bounding its modes changes);
 //   3. where the mean's error is above kGoodError, states and other estimators with the best one's
 //      average and delays: only one whose score is lower by kMargin takes its place, alone. One
 //      that is not as much better on the first split is not fitted to the others.

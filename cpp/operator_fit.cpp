@@ -109,6 +109,20 @@ class Block {
 
   Vector start(int64_t average) const { return start_of(motion, m_, form_, average); }
 
+  // What dividing a member's eigenvalues adds to its error, which no hindcast has seen. It takes a
+  // share away from the next increment, and of later ones as much again every group: of the
+  // displacement after T groups (a third of the window) that share times (T + 1) / 2.
+  double error_of_bound(const Lifted& own, const Vector& divisor, int64_t average) const {
+    if (!(divisor.maxCoeff() > 1)) return 0;
+    const Eigenbasis& basis = own.basis;
+    const Vector lost = 1 - divisor.cwiseInverse().array();
+    const Vector taken =
+        (basis.vectors * lost.asDiagonal() * (basis.inverse * own.fit.start)).real();
+    const double share = (own.fit.image * taken).norm() / (own.fit.image * own.fit.start).norm();
+    const auto tail = static_cast<double>(std::max<int64_t>(1, (m_ - 1) / 3));
+    return share * (tail / static_cast<double>(average) + 1) / 2;
+  }
+
   Motion motion;
   BlockShape shape;
 
@@ -117,25 +131,47 @@ class Block {
   const BlockForm form_;
 };
 
-// Stores the mean of the members' operators, of which there is a fit each. Those without a
-// well-conditioned eigenbasis, or for which there is no room, are left out; false where no other is
-// left.
+// A member, its fit, and what divides its eigenvalues.
+struct Usable {
+  Member member;
+  const Lifted* own;
+  Vector divisor;
+};
+
+// Those with a well-conditioned eigenbasis, weighted by the inverse of their errors with what
+// bounds add to them, heaviest first.
+std::vector<Usable> usable_members(const Block& block, const Choice& choice,
+                                   const std::vector<Lifted>& fits) {
+  std::vector<Usable> usable;
+  for (size_t j = 0; j < fits.size(); ++j) {
+    const Lifted& own = fits[j];
+    Member member = choice.members[j];
+    if (own.fit.op.rows() == 0 || !own.basis.usable) continue;
+    Vector divisor = divisors(own.basis.values, member.options.unstable, own.radius);
+    const double added = block.error_of_bound(own, divisor, member.options.block_average);
+    member.weight = 1 / (1 / member.weight + added);
+    if (member.weight > 0) usable.push_back({member, &own, std::move(divisor)});
+  }
+  std::stable_sort(usable.begin(), usable.end(), [](const Usable& a, const Usable& b) {
+    return a.member.weight > b.member.weight;
+  });
+  return usable;
+}
+
+// Stores the mean of the members' operators, of which there is a fit each. Those that are not
+// usable, or for which there is no room, are left out; false where no other is left.
 bool store_mean(const Block& block, Choice& choice, const std::vector<Lifted>& fits,
                 const OperatorArrays& out, int64_t i) {
   const Vector* sigma = nullptr;
   std::vector<Member> taken;
   std::unique_ptr<Mixture> mixture;
-  for (size_t j = 0; j < fits.size(); ++j) {
-    const Lifted& own = fits[j];
-    const Member& member = choice.members[j];
-    if (own.fit.op.rows() == 0 || !own.basis.usable) continue;
+  for (const auto& [member, own, divisor] : usable_members(block, choice, fits)) {
     const int64_t a = member.options.block_average;
-    if (!mixture) mixture = std::make_unique<Mixture>(own.lift.rows());
-    const Vector divisor = divisors(own.basis.values, member.options.unstable, own.radius);
-    if (!mixture->add(own.basis, divisor, own.fit.start, own.lift, block.start(a), a, member.weight,
-                      out.capacity[i]))
+    if (!mixture) mixture = std::make_unique<Mixture>(own->lift.rows());
+    if (!mixture->add(own->basis, divisor, own->fit.start, own->lift, block.start(a), a,
+                      member.weight, out.capacity[i]))
       continue;
-    if (taken.empty()) sigma = &own.fit.sigma;
+    if (taken.empty()) sigma = &own->fit.sigma;
     taken.push_back(member);
   }
   if (taken.empty()) return false;

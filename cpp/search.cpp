@@ -115,12 +115,11 @@ void Search::mix() {
   // A mean has more directions than any of its operators, and it is of displacements.
   if (!given_.increments || given_.rank_rule != RankRule::hindcast) best_.resize(1);
   double sum = 0;
-  for (Candidate& c : best_) sum += c.member.weight = std::exp(best_[0].score - c.score);
-  for (Candidate& c : best_) c.member.weight /= sum;
+  for (Candidate& c : best_) sum += c.member.weight = std::exp(-c.score);
   for (size_t i = 0; i < kSplits; ++i) {
     mean_[i] = Matrix::Zero(splits_[i].truth.rows(), splits_[i].truth.cols());
     for (const Candidate& c : best_)
-      if (c.moved[i].size() > 0) mean_[i] += c.member.weight * c.moved[i];
+      if (c.moved[i].size() > 0) mean_[i] += c.member.weight / sum * c.moved[i];
   }
   for (const Candidate& c : best_) members_.push_back(c.member);
   heaviest_ = members_[0];

@@ -138,6 +138,19 @@ def test_slow_growth_is_followed_as_the_twin_does(n, how):
 
 
 @pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
+@pytest.mark.parametrize("unstable", ["clip", "damp", "slow"])
+def test_a_member_counts_less_the_more_its_bound_changes(n, unstable):
+    # What grows faster than modes may: the hindcast alone does not see what that does to the fit.
+    snapshots = growing(n, rate=5)
+    operator = KoopmanOperator.fit(snapshots, auto=True, unstable=unstable, method="qr")
+    twin = _reference.fit_block(snapshots, rank="auto", unstable=unstable, **AUTO)
+    members, added = operator.chosen(0).members, [fit.error_of_bound for _, fit in twin.mean_of]
+    assert members == described(twin, len(snapshots))
+    assert [one.weight for one in members] == sorted((m.weight for m in members), reverse=True)
+    assert max(added) > 0
+
+
+@pytest.mark.parametrize("n", SIZES, ids=["primal", "dual"])
 def test_no_slow_mode_grows_by_more_than_a_factor_e_over_what_it_is_fitted_to(n):
     operator = KoopmanOperator.fit(growing(n, rate=5), auto=True, unstable="slow")
     fitted = [one.snapshots - 9 * one.block_average for one in operator.chosen(0).members]

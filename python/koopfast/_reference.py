@@ -43,6 +43,7 @@ from koopfast._reference_choice import (
     observe,
 )
 from koopfast._reference_reduced import (
+    Reduced,
     Reduction,
     as_field,
     eigenbasis,
@@ -78,6 +79,8 @@ class BlockFit:
     eigenvalues: Tensor  # (k,) complex128, after clipping if asked for
     hindcast_error: float  # NaN where none was made
     trusted_horizon: float  # the same
+    # What clipping adds to the error of one of several fits.
+    error_of_bound: float = 0.0
     # Weights and fits whose mean it is, if several; the other fields are of the heaviest.
     mean_of: tuple[tuple[float, BlockFit], ...] = ()
 
@@ -202,9 +205,10 @@ def _fit(states: Tensor, recipe: Recipe, limit: int, error: float, trusted: floa
         sigma = reduced.singular_values
         return _without_operator(states, recipe, STILL, sigma, error, trusted)
     values = torch.linalg.eigvals(operator)
-    radius = slow_growth(unstable, len(h))
+    radius, added = slow_growth(unstable, len(h)), 0.0
     if unstable != "keep" and bool((values.abs() > radius).any()):
         p = shrinker(operator, unstable, radius)
+        added = _error_of_bound(reduced, p, len(states), average)
         operator, lift = operator @ p, lift @ p
         values = torch.linalg.eigvals(operator)
     return BlockFit(
@@ -219,15 +223,33 @@ def _fit(states: Tensor, recipe: Recipe, limit: int, error: float, trusted: floa
         values,
         error,
         trusted,
+        added,
     )
+
+
+def _error_of_bound(reduced: Reduced, p: Tensor, m: int, average: int) -> float:
+    """What moving the eigenvalues by P adds to the error of a fit, which no hindcast has seen.
+
+    P takes a share away from the next increment, and of later ones as much again every group: of
+    the displacement after T groups (a third of the window) that share times (T + 1) / 2.
+    """
+    taken = reduced.lift @ (reduced.start - p @ reduced.start)
+    share = float(taken.norm() / (reduced.lift @ reduced.start).norm())
+    return share * (max(1, (m - 1) // 3) / average + 1) / 2
 
 
 def _mean(fits: list[tuple[float, BlockFit]]) -> BlockFit:
     """The weighted mean of several fits, which may be of different groups of snapshots.
 
-    Those without a well-conditioned eigenbasis are left out, unless no other is left.
+    Their weights are the inverse of their errors, to which that of their bounds is added. Those
+    without a well-conditioned eigenbasis are left out, unless no other is left.
     """
-    usable = [(w, f) for w, f in fits if f.status == OK and eigenbasis(f.operator)[2]]
+    weighed = [
+        (1 / (1 / weight + fit.error_of_bound), fit)
+        for weight, fit in fits
+        if fit.status == OK and eigenbasis(fit.operator)[2]
+    ]
+    usable = sorted((one for one in weighed if one[0] > 0), key=lambda one: -one[0])
     if not usable:
         return fits[0][1]
     total = sum(weight for weight, _ in usable)

@@ -197,8 +197,8 @@ def mean(members: Sequence[tuple[float, list[Tensor | None]]], split: int) -> Te
 
 
 def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], float, float]:
-    """Recipes for a block's states (m, n_b) whose mean predicts, with their weights, heaviest
-    first; its error in the hindcast and trusted horizon.
+    """Recipes for a block's states (m, n_b) whose mean predicts, with their weights (the inverse of
+    their errors), heaviest first; its error in the hindcast and trusted horizon.
 
     First least squares: for every number of delays the average and part of the window of the lowest
     score, those near the preferred ones favoured. The mean of what they predict, weighted by the
@@ -232,10 +232,9 @@ def choose(states: Tensor, wanted: Recipe) -> tuple[list[tuple[float, Recipe]], 
     best.sort(key=lambda candidate: candidate[0])
     if plain.observables == "state" or not any_rank:
         del best[1:]  # a mean is of displacements, and of more directions than each
-    weights = [math.exp(best[0][0] - own) for own, _, _ in best]
-    weights = [weight / sum(weights) for weight in weights]
-    chosen = [(weight, recipe) for weight, (_, recipe, _) in zip(weights, best, strict=True)]
-    weighed = [(weight, moved) for weight, (_, _, moved) in zip(weights, best, strict=True)]
+    chosen = [(math.exp(-own), recipe) for own, recipe, _ in best]
+    total = sum(weight for weight, _ in chosen)
+    weighed = [(math.exp(-own) / total, moved) for own, _, moved in best]
     moved = [mean(weighed, split) for split in range(len(PARTS))]
     lowest = score(states, moved)
     bar = lowest - MARGIN if lowest >= math.log(GOOD_ERROR) else -math.inf

@@ -183,7 +183,8 @@ class KoopmanOperator:
                 small form: no pass over the weights is added, so the cost does not depend on
                 their number. The best for each number of delays are combined: the block's
                 operator predicts the mean of what they predict, weighted by the inverse of their
-                errors. docs/auto.md has the rule, what it was tested on, and what it costs.
+                errors and of what bounding their modes adds. docs/auto.md has the rule, what it
+                was tested on, and what it costs.
             observables: "state", the weights w_t, as in the paper (U = F' F^+, section 3); or
                 "increments", d_t = w_{t+1} - w_t, so that w_{m+T} = w_m + sum_k A^k d_last. The
                 second is the same as an affine operator and the more accurate where training is
