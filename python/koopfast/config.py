@@ -84,7 +84,8 @@ class KoopmanConfig(FitOptions):
             leaves them.
         horizon: optimizer steps to jump, or "search": try ¼, ½, 1, 2, 4, … windows and keep what
             the guard likes best (with a stride that sets itself, beginning at the horizon that was
-            best last time).
+            best last time; and beside the operator's prediction the mean of the window's newer half
+            and straight on from its first snapshot through its last).
         max_horizon: longest jump that "search" tries, in windows.
         guard: "probe" accepts a jump only if the probe's loss goes down, "finite" if all predicted
             weights are finite numbers.
