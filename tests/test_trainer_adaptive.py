@@ -179,6 +179,45 @@ def test_a_jump_behind_which_the_loss_rises_is_undone(resumed: bool) -> None:
     assert_same(before, (trap.state_dict(), trap.optimizer.state_dict()))
 
 
+def test_a_jump_beyond_the_account_is_undone_in_mid_window() -> None:
+    trap = Trap()
+    trainer = KoopmanTrainer(trap, trap.optimizer, overhead=None)
+    while trainer.history.counters.jumps_accepted == 0:
+        trap.step()
+        before = copy.deepcopy((trap.state_dict(), trap.optimizer.state_dict()))
+        trainer.after_step(trap.loss)
+    assert trainer._controller is not None
+    trainer._controller._s.daring = True  # as where the window is long and the account is low
+    trap.sprung = True
+    for _ in range(3):
+        assert trainer.history.counters.jumps_rolled_back == 0
+        trap.step()
+        trainer.after_step(trap.loss)
+    assert trainer.history.counters.jumps_rolled_back == 1
+    assert_same(before, (trap.state_dict(), trap.optimizer.state_dict()))
+    assert trainer._rows.count == 0
+    for _ in range(40):
+        trap.step()
+        trainer.after_step(trap.loss)
+    assert trainer.history.counters.jumps_rolled_back == 1
+
+
+def test_every_look_is_counted() -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer, probe_gradients=False)
+    calls = 0
+
+    def probe() -> Tensor:
+        nonlocal calls
+        calls += 1
+        return run.loss()
+
+    for _ in range(300):
+        run.step()
+        trainer.after_step(probe)
+    assert trainer.history.counters.probe_evaluations == calls
+
+
 def test_an_undo_of_another_model_is_refused() -> None:
     run = smooth_run()
     trainer = KoopmanTrainer(run.model, run.optimizer)
