@@ -277,6 +277,8 @@ def test_the_longest_horizon_bounds_the_search() -> None:
     assert asked == [2.0, 4.0, 8.0, Secant(1.0)]
     asked = answered(Controller(WINDOW, longest=8), 10.0, straight)
     assert asked[-4:] == [Secant(1.0), Secant(2.0), Secant(4.0), Secant(8.0)]
+    asked = answered(Controller(WINDOW, longest=0.5), 10.0, straight)
+    assert asked == [0.5, 0.25, Secant(0.5)]
 
 
 def test_where_no_horizon_is_good_two_are_tried_the_mean_and_the_secant() -> None:

@@ -128,7 +128,7 @@ class HorizonSearch:
 
     def _secants(self, best: float, highest: int) -> Search:
         """From the secant that was good last, twice as far as long as the loss goes down."""
-        k = self.secant
+        k = min(max(self.secant, SHORTEST), highest)
         least = yield Secant(2.0**k)
         if not least < best:
             self.secant = max(SHORTEST, k - 1)
