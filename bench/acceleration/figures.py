@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import Cell, grouped, methods_of
+from tables import Cell, grouped, methods_of, target
 
 from koopfast.report import (
     COLORS,
@@ -86,7 +86,7 @@ def _draw_profile(groups: list[list[Cell]], names: list[str], folder: Path, kind
     every = [cell for group in groups for cell in group]
     cells = [cell for cell in every if len(cell.races) > 1] or every
     # Where the optimizer alone diverges there is no target.
-    cells = [cell for cell in cells if math.isfinite(cell.beside("koopman").end)]
+    cells = [cell for cell in cells if math.isfinite(target(cell.beside("koopman")))]
     factors = np.geomspace(1, 64, 200)
     colors = _colors(names)
     best = [max(cell.speed_up(name) for name in cell.traces) for cell in cells]

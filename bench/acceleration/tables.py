@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ Every method trains from the same weights on the same batches, in turns, for the
 gradient evaluations: a forward and a backward pass over a batch count as one, a probe's forward
 pass over as many samples as a third. A speed-up is what the optimizer alone needs until the loss at
 which it ends, over what the method needs until then, as median and quartiles over the seeds;
-*never* means that the method did not get there within the budget and a quarter of it more.
+*never* means that the method did not get there within the budget and a quarter of it more. Seeds
+from which the optimizer alone *learns nothing*, as it diverges or ends no lower than it began, have
+no such loss, and no part in the speed-ups.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
 last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. Peers may
@@ -78,10 +81,16 @@ class Cell:
         """
         plain = self.beside(method)
         other = plain if against == "plain" else self.traces[against]
-        ours, theirs = (trace.first_below(plain.end) for trace in (self.traces[method], other))
+        goal = target(plain)
+        ours, theirs = (trace.first_below(goal) for trace in (self.traces[method], other))
         if ours is None:
             return float("nan") if theirs is None else 0.0
         return float("inf") if theirs is None else theirs[seconds] / ours[seconds]
+
+
+def target(plain: Trace) -> float:
+    """The loss at which the optimizer alone ends; NaN if that is no lower than it began."""
+    return plain.end if plain.end < plain.scores[0] else float("nan")
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
@@ -142,13 +151,13 @@ def _summary(group: list[Cell]) -> list[str]:
     show = first.row.task(0, 1).show_outcome
     outcomes = (statistics.median(t.outcome for t in traces) for traces in (plain, ours))
     known = [end for end in ends if end == end]
-    diverged = sum(p.end != p.end for p in plain)
+    stuck = sum(math.isnan(target(p)) for p in plain)
     jumps = statistics.median(len(o.jumps) for o in ours)
     return [
         first.row.name,
         f"{first.rate:g}",
         f"{first.steps:,}",
-        f"{len(group)}" + (f" ({diverged} diverge)" if diverged else ""),
+        f"{len(group)}" + (f" ({stuck} learn nothing)" if stuck else ""),
         spread(c.speed_up("koopman") for c in group),
         spread(c.speed_up("koopman", seconds=True) for c in group),
         f"{first.row.floor:g}",
