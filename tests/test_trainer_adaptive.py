@@ -44,6 +44,16 @@ def state_of(run: Run) -> dict[str, Any]:
     return {key: value for key, value in everything(run).items() if key != "gradient ids"}
 
 
+def predictions_from(states: Tensor, operator: KoopmanOperator) -> Predictions:
+    """The candidates of a window that holds these states (m, n)."""
+    parameters = nn.Parameter(torch.zeros_like(states[0]))
+    snapshots = SnapshotBuffer([parameters], capacity=len(states))
+    for state in states:
+        parameters.data.copy_(state)
+        snapshots.record()
+    return Predictions(snapshots, operator.predict, operator, lag=0, room=0)
+
+
 def test_a_block_goes_the_shorter_a_way_the_worse_its_hindcast() -> None:
     """One block decays evenly, the other turns at random."""
     torch.manual_seed(0)
@@ -52,13 +62,8 @@ def test_a_block_goes_the_shorter_a_way_the_worse_its_hindcast() -> None:
     partition = Partition.from_segments([[(2, 2)], [(0, 2)]], 4)
     operator = KoopmanOperator.fit(states, partition, rank=1)
     operator.hindcast_error[:] = torch.tensor([2.0, 0.0])
-    parameters = nn.Parameter(torch.zeros(4, dtype=torch.float64))
-    snapshots = SnapshotBuffer([parameters], capacity=12)
-    for state in states:
-        parameters.data.copy_(state)
-        snapshots.record()
     assert is_uneven(operator)
-    predictions = Predictions(snapshots, operator.predict, operator, lag=0, room=0)
+    predictions = predictions_from(states, operator)
     asked = predictions.search(item for item in (1.0, Damped(1.0)))  # type: ignore[arg-type]
     (steps, whole), (damped_steps, damped) = asked
     assert steps == damped_steps == 11
@@ -69,12 +74,7 @@ def test_a_block_goes_the_shorter_a_way_the_worse_its_hindcast() -> None:
 def test_a_secant_goes_straight_on_from_the_last_snapshot() -> None:
     states = torch.arange(12, dtype=torch.float64)[:, None] ** 2 * torch.tensor([1.0, -2.0])
     operator = KoopmanOperator.fit(states, Partition.from_segments([[(0, 2)]], 2), rank=1)
-    parameters = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-    snapshots = SnapshotBuffer([parameters], capacity=12)
-    for state in states:
-        parameters.data.copy_(state)
-        snapshots.record()
-    predictions = Predictions(snapshots, operator.predict, operator, lag=0, room=0)
+    predictions = predictions_from(states, operator)
     asked = predictions.search(item for item in (Secant(0.5), Secant(4.0)))  # type: ignore[arg-type]
     (short, near), (long, far) = asked
     assert (short, long) == (6, 44)

@@ -195,12 +195,8 @@ class Controller:
         elif s.daring:
             fallen = fall(s.mark_loss, loss) if math.isfinite(loss) else -math.inf
             if not fallen + self._unsure > 0:
-                self._enter(s.mark_at - s.evaluations)
                 self._learn_daring(paid=False)
-                if s.exploring:
-                    s.exploring, s.explore_at = False, 4 * s.evaluations
-                else:
-                    self._lengthen()
+                self._take_back(explored=self._end_exploring(fallen))
                 s.mark_at, s.jumped = s.evaluations, ""
                 return "undo"
         elif math.isfinite(loss):
@@ -441,13 +437,9 @@ class Controller:
         self._learn(s.jumped, min(10.0, max(-3.0, fallen / ordinary)))
         if s.daring:
             self._learn_daring(paid=gain > 0)
-        explored, s.exploring = s.exploring, False
-        if explored:
-            s.explore_at = (2 if fallen > 0 else 4) * s.evaluations
+        explored = self._end_exploring(fallen)
         if fallen + unsure < -math.log(_WORSE) or (explored and fallen + unsure <= 0):
-            self._enter(-length)  # what is undone has cost its steps and no more
-            if not explored:
-                self._lengthen()
+            self._take_back(explored=explored)
             return "undo"
         self._enter(gain * length)
         if fallen < ordinary or gain <= 0:
@@ -462,6 +454,20 @@ class Controller:
         s = self._s
         s.credit = min(_MOST_CREDIT * s.evaluations, s.credit + evaluations)
         s.gained += evaluations
+
+    def _take_back(self, *, explored: bool) -> None:
+        """The jump at the mark is undone: that has cost its steps and no more."""
+        self._enter(self._s.mark_at - self._s.evaluations)
+        if not explored:
+            self._lengthen()
+
+    def _end_exploring(self, fallen: float) -> bool:
+        """Whether the jump at the mark tried the other treatment; says when that comes next."""
+        s = self._s
+        explored, s.exploring = s.exploring, False
+        if explored:
+            s.explore_at = (2 if fallen > 0 else 4) * s.evaluations
+        return explored
 
     def _shorten(self) -> bool:
         """Halve the optimizer's steps; False if that may not be."""
