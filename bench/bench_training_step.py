@@ -84,9 +84,9 @@ def test_backpropagation_by_width(benchmark):
 @pytest.mark.benchmark(group="a predicted step: a thousandth of a fit and 1000 steps")
 @pytest.mark.parametrize("kind", ["network", "layer", "node", "weight"])
 def test_predicted_steps_by_width(benchmark, kind):
-    # Single weights cost so little that a short range would show the ends of it: the fixed cost of a
-    # call below, fresh pages and memory beyond the caches above. Over 235 times as many weights
-    # neither sets the slope.
+    # Single weights cost so little that a short range would show its ends: the fixed cost of a call
+    # below, fresh pages and memory beyond the caches above. Over 235 times as many weights neither
+    # sets the slope.
     widths = [*WIDTHS, 1024] if kind == "weight" else WIDTHS
 
     def at(width):

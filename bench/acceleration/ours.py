@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ways to train: with Koopman jumps, and the controls that follow such a run."""
+"""Ways to train: with Koopman jumps, by luck alone, and the controls that follow such a run."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ class Koopman(Method):
         self.cost += FORWARD * (counters.probe_evaluations - probes)
         if record is not None and record.accepted:
             self.jumped.append(self.steps)
+
+
+class Chance(Plain):
+    """The optimizer alone, each weight moved once by about a ten-thousandth of itself."""
+
+    at = 12  # steps, where a Koopman run may jump first
+
+    def after_step(self) -> None:
+        if self.steps == self.at:
+            generator = torch.Generator().manual_seed(self.at)
+            with torch.no_grad():
+                for p in self.model.parameters():
+                    noise = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+                    p.mul_(1 + 1e-4 * noise)
 
 
 class Control(Method):
@@ -104,7 +118,7 @@ class ShortenedAlone(Control):
         pass
 
 
-OURS: dict[str, type[Method]] = {"plain": Plain, "koopman": Koopman}
+OURS: dict[str, type[Method]] = {"plain": Plain, "koopman": Koopman, "chance alone": Chance}
 CONTROLS: dict[str, type[Control]] = {
     "reset alone": ResetAlone,
     "average alone": AverageAlone,

@@ -28,8 +28,10 @@ from which the optimizer alone *learns nothing*, as it diverges or ends no lower
 no such loss, and no part in the speed-ups.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
-last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. Peers may
-have been trained from fewer seeds than KoopmanTrainer and the controls.
+last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. *Chance
+alone* is the optimizer alone whose weights are moved after twelve steps, each by about a
+ten-thousandth of itself: what it gains or loses is luck. Rows differ in their number of seeds, and
+peers may have been trained from fewer than KoopmanTrainer and the controls.
 
 This program's sources have the fingerprint {code}. The last column of the first tables says which
 program trained a row, by its fingerprint or its commit: where that is another, an earlier trainer.

@@ -34,6 +34,9 @@ class Clock:
         self._entered: float | None = None  # when it began the work that is going on
         self._between = 0.0  # the time from one of these to the other
         self._usual = 0.0
+        self._begun = False
+        self._looked = 0.0  # in steps in which there was nothing to do
+        self._idle_steps = 0
 
     def enter(self, *, working: bool) -> None:
         """The trainer has the word; if not ``working`` it does no more than look on."""
@@ -47,6 +50,8 @@ class Clock:
         now = perf_counter()
         if self._entered is not None:
             self._spent += now - self._entered
+        elif self._left is not None:
+            self._looked += now - self._left
         self._left, self._entered = now, None
 
     def resume(self) -> None:
@@ -60,14 +65,24 @@ class Clock:
         The first is not counted: nobody knows when it began.
         """
         took, self._between = self._between, 0.0
-        if took == 0:
+        begun, self._begun = self._begun, True
+        if not begun or took == 0:
             return
+        self._idle_steps += self._entered is None
         if self.steps == 0:
             self._usual = took
         longer = took > self._usual
         self._usual = _RISE * self._usual if longer else (self._usual + took) / 2
         self.trained += min(took, _LONGEST * self._usual)
         self.steps += 1
+
+    @property
+    def idle_share(self) -> float:
+        """Of a step's time, what looking on takes where there is nothing else to do."""
+        if self._idle_steps == 0 or self.trained <= 0:
+            return 0.0
+        looking = self._looked / self._idle_steps
+        return looking / (looking + self.trained / self.steps)
 
     @property
     def spent(self) -> float:

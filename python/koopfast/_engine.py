@@ -44,6 +44,8 @@ __all__ = ["WRITTEN", "Engine"]
 
 # What broke a window: a rate that changed, weights that somebody wrote.
 _RATE, WRITTEN = 1, 2
+# Share of the overhead that is left for work, however long it takes to look on.
+_LEAST_SHARE = 0.5
 # Steps at the end of a window that are compared with each other.
 _MEASURED = 2
 
@@ -110,14 +112,20 @@ class Engine:
     def _before_step(self) -> None:
         """The optimizer is about to step: not from a probe, and from the weights it left."""
         self._refuse_reentry()
-        if not self._step_watch.began and self._weight_watch.compare():
-            self._break(WRITTEN)
-        controller, relaxation = self._controller, self._relaxation
-        if controller is not None and not self._step_watch.began:
-            relaxation.part = controller.part if self._enabled else 1.0
-            recording = self._enabled and self._idle == 0
-            relaxation.measuring = recording and self._rows.steps_left <= _MEASURED
-            relaxation.begin()
+        if self._step_watch.began:
+            return
+        recording = self._enabled and self._idle == 0
+        self._clock.enter(working=recording)
+        try:
+            if self._weight_watch.compare():
+                self._break(WRITTEN)
+            controller, relaxation = self._controller, self._relaxation
+            if controller is not None:
+                relaxation.part = controller.part if self._enabled else 1.0
+                relaxation.measuring = recording and self._rows.steps_left <= _MEASURED
+                relaxation.begin()
+        finally:
+            self._clock.leave()
 
     def _after_step(self, probe: Probe | None) -> JumpRecord | None:
         self._refuse_reentry()
@@ -281,17 +289,24 @@ class Engine:
         return None
 
     def _begin_pause(self, controller: Controller) -> None:
-        """Record nothing for as many steps as the controller says."""
-        self._idle, controller.pause = controller.pause, 0
+        """Record nothing for as many steps as the controller says.
+
+        But not while longer steps are on trial, which may throw back all that they did.
+        """
+        self._idle, controller.pause = 0 if controller.rising else controller.pause, 0
 
     def _look_at_clock(self, controller: Controller) -> None:
         """Let the controller pause where jumps took more time than they may."""
         controller.pause = 0
         if self.config.overhead is not None:
-            clock = self._clock
-            numbers = (clock.spent, clock.trained, clock.steps)
-            spent, trained, steps = self._team.of_first(numbers)
-            controller.clock(spent, trained, int(steps), self.config.overhead)
+            clock, overhead = self._clock, self.config.overhead
+            share = overhead
+            if controller.gained <= 0:
+                # Looking on takes its part, which no pause would save; of short steps, all of it.
+                share = max(_LEAST_SHARE * overhead, overhead - clock.idle_share)
+            numbers = (clock.spent, clock.trained, clock.steps, share)
+            spent, trained, steps, share = self._team.of_first(numbers)
+            controller.clock(spent, trained, int(steps), share)
 
     @property
     def _schedule(self) -> Schedule | None:

@@ -50,6 +50,7 @@ class HorizonSearch:
 
     power: int = 1  # the horizon that was last good is 2**power windows
     direction: int = 1  # in which a better horizon is looked for first
+    mean: float = math.inf  # the loss at the mean in the last attempt, if that was tried
     mean_won: bool = False
     damped_won: bool = False
     secant: int = 0  # the secant that was last good goes on by 2**secant windows
@@ -57,11 +58,13 @@ class HorizonSearch:
 
     def mean_alone(self, before: float) -> Generator[Candidate, float, None]:
         """Where nothing else is predicted."""
-        self.mean_won = (yield RECENT_MEAN) < before
+        self.mean = yield RECENT_MEAN
+        self.mean_won = self.mean < before
 
     def candidates(
         self,
         before: float,
+        enough: float,
         highest: int,
         *,
         averaged: bool,
@@ -69,35 +72,39 @@ class HorizonSearch:
         straight: bool,
         rare: bool,
     ) -> Generator[Candidate, float, None]:
-        """One attempt, from a loss ``before``; see :meth:`koopfast.controller.Controller.search`.
+        """One attempt, from a loss ``before``, for one that is ``enough``, or lower.
+
+        See :meth:`koopfast.controller.Controller.search`.
 
         What won last time comes first: the secant, the mean, a horizon. Where the secant is good
         again, horizons are tried at rare attempts only; where it did not win, it is tried at those
-        and where nothing else is good.
+        and where nothing else is good enough.
         """
-        secant = mean = ahead = math.inf
+        secant = ahead = self.mean = math.inf
         secant_first = straight and self.secant_won
         if secant_first:
             secant = yield from self._secants(before, highest)
         if averaged and self.mean_won:
-            mean = yield RECENT_MEAN
+            self.mean = yield RECENT_MEAN
         if rare or not secant < before:
-            ahead = yield from self._horizons(before, secant, highest)
+            ahead = yield from self._horizons(before, enough, secant, highest)
         if averaged and not self.mean_won and not min(ahead, secant) < before:
-            mean = yield RECENT_MEAN
-        self.mean_won = mean < min(before, ahead, secant)
-        if ahead < before and uneven and (rare or self.damped_won):
+            self.mean = yield RECENT_MEAN
+        self.mean_won = self.mean < min(before, ahead, secant)
+        if ahead <= enough and uneven and (rare or self.damped_won):
             damped = yield Damped(2.0**self.power)
-            self.damped_won = damped < min(ahead, mean)
-        best = min(before, ahead, mean)
-        if straight and not secant_first and (rare or not best < before):
+            self.damped_won = damped < min(ahead, self.mean)
+        best = min(before, ahead, self.mean)
+        if straight and not secant_first and (rare or best > enough):
             secant = yield from self._secants(best, highest)
         self.secant_won = secant < best
 
-    def _horizons(self, before: float, rival: float, highest: int) -> Search:
+    def _horizons(self, before: float, enough: float, rival: float, highest: int) -> Search:
         """From the horizon that was good last by factors of two, as long as the loss goes down.
 
-        Towards shorter ones where it is above ``before``, if a ``rival`` is not below that already.
+        Where it is above ``before``, and a ``rival`` is not below that already: the shortest, and
+        if that can lead to a loss that is ``enough`` down to the best of those between. Where the
+        loss is convex along the way, twice the horizon gains twice as much at most.
         """
         k = min(max(self.power, SHORTEST), highest)
         losses = {k: (yield 2.0**k)}
@@ -107,11 +114,23 @@ class HorizonSearch:
             self.direction = 1
             if k > SHORTEST:
                 losses[SHORTEST] = yield 2.0**SHORTEST
-                if losses[SHORTEST] < before:
-                    k = yield from self._climb(SHORTEST, highest, losses)
+                most = (before - losses[SHORTEST]) * 2.0 ** (k - 1 - SHORTEST)
+                if losses[SHORTEST] < before and before - most <= enough:
+                    k = yield from self._descend(k, losses)
         good = losses[k] < before
         self.power = k if good else max(SHORTEST, min(self.power, 2) - 1)
-        return losses[k]
+        return min((loss for loss in losses.values() if loss == loss), default=math.nan)
+
+    def _descend(self, above: int, losses: dict[int, float]) -> Generator[Candidate, float, int]:
+        """From the horizon that is too far by factors of two, until the loss has been lower."""
+        best = SHORTEST
+        for k in range(above - 1, SHORTEST, -1):
+            losses[k] = yield 2.0**k
+            if losses[k] < losses[best]:
+                best = k
+            elif best > SHORTEST:
+                break
+        return best
 
     def _climb(
         self, k: int, highest: int, losses: dict[int, float]

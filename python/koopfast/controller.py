@@ -73,6 +73,7 @@ class _State:
     attempts: int = 0
     last_look: float = 0.0  # the loss one step before the window was full; 0 without one
     noise: float = 0.0  # mean square of the loss's logarithm from one step to the next
+    returns: float = 0.0  # what a window's mean last gained: noise, which comes back
     keep: float = 0.0  # progress after jumps that kept the optimizer's state, in ordinary rates
     keep_count: int = 0
     reset: float = 0.0
@@ -175,8 +176,8 @@ class Controller:
         """Whether the loss is to be looked at, so many steps before the window is full.
 
         In the middle of the very first window, which gives the rate of ordinary training; one step
-        before the end of the attempts 1, 2, 4, 8, … to see how much the loss jitters; and a quarter
-        of a window after a jump that may lose more than the account can bear.
+        before the end of the attempts 2, 4, 8, … to see how much the loss jitters; and a quarter of
+        a window after a jump that may lose more than the account can bear.
         """
         s = self._s
         if s.mark_at == 0:
@@ -185,7 +186,7 @@ class Controller:
             return True
         # Only where ready() will be content after it: a look that leads to no attempt comes again.
         enough = self._room(2 + _SEARCH) >= 0
-        return steps_left == 1 and _is_power_of_two(s.attempts + 1) and enough
+        return steps_left == 1 and s.attempts > 0 and _is_power_of_two(s.attempts + 1) and enough
 
     def look(self, loss: float, steps_left: int) -> Literal["undo"] | None:
         """The loss where :meth:`wants_look` asked for it; says whether to undo the last jump."""
@@ -278,24 +279,30 @@ class Controller:
         """The candidates, one after the other; each is answered with the loss it gives.
 
         From the horizon that was good last time by factors of two, as long as the loss goes down;
-        towards shorter ones where it is above ``before``. Where snapshots are averages, the mean of
+        where it is above ``before``, the shortest, and those between if they can be :meth:`worth`
+        it. Where snapshots are averages, the mean of
         the newer half of them takes part when it won last time or no horizon is good; alone where
         nothing is predicted and the operator stands ``still``. At the attempts 1, 2, 4, 8, … and as
         long as they win there take part: where the hindcast of the blocks is ``uneven``, the best
         horizon damped; and, if ``straight``, the secant of the window, which is tried where nothing
-        else is good, too.
+        else is worth a jump, too.
         """
+        s, search = self._s, self._search
         if not still:
-            yield from self._search.candidates(
+            least = self._least_gain
+            yield from search.candidates(
                 before,
+                before * math.exp(-least) if before > 0 else before * (1 + least),
                 self._highest,
                 averaged=averaged,
                 uneven=uneven,
                 straight=straight,
-                rare=_is_power_of_two(self._s.attempts),
+                rare=_is_power_of_two(s.attempts),
             )
         elif averaged:
-            yield from self._search.mean_alone(before)
+            yield from search.mean_alone(before)
+        if averaged and math.isfinite(search.mean):
+            s.returns = max(0.0, fall(before, search.mean))
 
     def worth(self, before: float, after: float) -> bool:
         """Whether a loss this much lower is worth a jump.
@@ -305,14 +312,7 @@ class Controller:
         bear what the jump may lose in that window, it must gain all of that and a fifth of the
         loss, and twice as much for each such jump that lost.
         """
-        s, least = self._s, _LEAST_GAIN
-        share = _WORTH if self.stateful else 0.0
-        if self._dares:
-            share, least = s.doubt, math.log(_WORSE)
-        if share > 0:
-            window = self._window * s.stride / max(1.0, s.evaluations)
-            least = max(least, share * s.rate * math.log1p(window))
-        return math.isfinite(after) and fall(before, after) > least
+        return math.isfinite(after) and fall(before, after) > self._least_gain
 
     def begin(self, loss: float) -> None:
         """A jump is tried at this loss whatever the account says."""
@@ -390,6 +390,18 @@ class Controller:
         return _SURE * math.sqrt(2 * self._s.noise)
 
     @property
+    def _least_gain(self) -> float:
+        """By how much a jump must lower the loss's logarithm, see :meth:`worth`."""
+        s, least = self._s, _LEAST_GAIN
+        share = _WORTH if self.stateful else 0.0
+        if self._dares:
+            share, least = s.doubt, math.log(_WORSE)
+        if share > 0:
+            window = self._window * s.stride / max(1.0, s.evaluations)
+            least = max(least, share * s.rate * math.log1p(window))
+        return least
+
+    @property
     def _dares(self) -> bool:
         """Whether a jump may lose more than the account can bear."""
         return self._room(0) < self._stake
@@ -422,10 +434,14 @@ class Controller:
             s.rate = rate if s.rate == 0 else (s.rate + min(rate, _MOST_CHANGE * s.rate)) / 2
             return "jump"
         ordinary = max(s.rate, _LEAST_RATE) * span
-        certain = fallen - math.copysign(min(unsure, abs(fallen - ordinary)), fallen - ordinary)
+        # Of what is more than that, noise that was left out for a moment is none.
+        chance = max(unsure, _SURE * s.returns) if fallen > ordinary else unsure
+        certain = fallen - math.copysign(min(chance, abs(fallen - ordinary)), fallen - ordinary)
         gain = min(10.0, max(-2.0, certain / ordinary - 1))
         self._steps.count(gained=s.jumped != "" and gain > 0)
         if not s.jumped:  # shortened steps alone
+            if fallen > 0:  # whole ones would have gone further in proportion at most
+                gain = max(gain, self._steps.part - 1)
             self._enter(min(0.0, gain) * length)
             # Training slows down, and no whole steps are taken that would show it.
             s.rate -= _SLOWER * (s.rate - min(s.rate, max(_LEAST_RATE, fallen / span)))
