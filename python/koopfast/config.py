@@ -116,9 +116,8 @@ class KoopmanConfig(FitOptions):
             always holds; the first tenth of a second is free, and what interrupts training (a
             validation, a checkpoint) does not count as its time. As long as jumps have saved
             nothing, what it takes to look on at each step is part of it, of very short steps up to
-            a half. None leaves the clock out, for
-            runs that repeat to the last bit on a machine so slow or a network so small that the
-            bound is reached. Only where the stride sets itself.
+            a half. None leaves the clock out, for runs that repeat to the last bit on a machine so
+            slow or a network so small that the bound is reached. Only where the stride sets itself.
         max_bytes: most bytes that the snapshots of a window may take; None for no limit.
         offload: keep the snapshots of a model on a CUDA device in pinned host memory, and fit
             there; they are copied while training goes on.

@@ -280,12 +280,12 @@ class Controller:
 
         From the horizon that was good last time by factors of two, as long as the loss goes down;
         where it is above ``before``, the shortest, and those between if they can be :meth:`worth`
-        it. Where snapshots are averages, the mean of
-        the newer half of them takes part when it won last time or no horizon is good; alone where
-        nothing is predicted and the operator stands ``still``. At the attempts 1, 2, 4, 8, … and as
-        long as they win there take part: where the hindcast of the blocks is ``uneven``, the best
-        horizon damped; and, if ``straight``, the secant of the window, which is tried where nothing
-        else is worth a jump, too.
+        a jump. Where snapshots are averages, the mean of the newer half of them takes part when it
+        won last time or no horizon is good; alone where nothing is predicted and the operator
+        stands ``still``. At the attempts 1, 2, 4, 8, … and as long as they win there take part:
+        where the hindcast of the blocks is ``uneven``, the best horizon damped; and, if
+        ``straight``, the secant of the window, which is tried where nothing else is worth a jump,
+        too.
         """
         s, search = self._s, self._search
         if not still:
