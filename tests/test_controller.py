@@ -181,6 +181,40 @@ def test_the_search_goes_on_from_the_horizon_that_was_good_last() -> None:
     assert len(second) <= 3
 
 
+def hump(best: float) -> Callable[[Candidate], float]:
+    """A loss from 1.0 at nothing, convex over the horizon, least at the ``best`` one."""
+
+    def loss(candidate: Candidate) -> float:
+        if not isinstance(candidate, float):
+            return 2.0
+        return 1.0 + 0.2 * ((candidate / best - 1) ** 2 - 1)
+
+    return loss
+
+
+def test_where_the_last_horizon_is_too_far_the_best_one_below_it_is_found() -> None:
+    controller = Controller(WINDOW)
+    controller._search.power = 6
+    asked = answered(controller, 1.0, hump(8.0), straight=False)
+    assert asked == [64.0, 0.25, 32.0, 16.0, 8.0, 4.0]
+    assert answered(controller, 1.0, hump(8.0), straight=False)[0] == 8.0
+
+
+def test_horizons_that_cannot_be_worth_a_jump_are_not_tried() -> None:
+    """Twice the horizon gains twice as much at most: 4 times 0.06 for one window."""
+    controller = Controller(WINDOW)
+    state = controller._s
+    state.rate, state.evaluations, state.credit = 1.0, 24.0, -9.0
+    assert not controller.worth(1.0, 0.9)
+    short = {2.0: 1.3, 0.25: 0.94, 1.0: 0.92}
+    state.stride = 4
+    asked = answered(controller, 1.0, lambda c: short.get(c, 0.9) if c in short else 2.0)
+    assert asked == [2.0, 0.25, Secant(1.0)]  # the secant may be worth one yet
+    state.stride, state.credit = 1, 50.0
+    controller._search.power = 1
+    assert answered(controller, 1.0, lambda c: short.get(c, 0.9), straight=False)[2:] == [1.0, 0.5]
+
+
 def test_the_best_horizon_is_tried_damped_where_blocks_are_uneven_and_while_that_wins() -> None:
     def tried(controller: Controller, damped: float, *, uneven: bool = True) -> bool:
         """Whether it is, where a horizon of two windows is the best."""
@@ -491,6 +525,32 @@ def test_a_jump_that_is_undone_costs_its_steps_and_no_more() -> None:
     before = controller.gained
     assert arrived(controller, 9.0, 1.0) == "undo"
     assert controller.gained == pytest.approx(before - WINDOW - 2 * FORWARD)
+
+
+def test_what_a_mean_leaves_out_is_no_gain_while_it_may_come_back() -> None:
+    """Losses swing by a third of themselves, and the mean of a window is below all of them."""
+    gained = {}
+    for mean in (1.0, 0.7):
+        controller = Controller(WINDOW)
+        controller.step()
+        controller.begin(1.0)
+        arrived(controller, 0.99, 1.0)
+        answered(controller, 1.0, lambda c, m=mean: m if c == RECENT_MEAN else 2.0, averaged=True)
+        controller.leave(accepted=True)
+        before = controller.gained
+        arrived(controller, 0.6, 1.0)
+        gained[mean] = controller.gained - before
+    assert gained[1.0] > WINDOW
+    assert gained[0.7] <= 0
+
+
+def test_shortened_steps_are_charged_for_the_way_that_whole_ones_would_have_gone_at_most() -> None:
+    controller = swinging()
+    arrived(controller, 0.14, -0.99)
+    controller._s.rate = 50.0  # of the first steps, long ago
+    before = controller.gained
+    arrived(controller, 0.139, 1.0)
+    assert controller.gained - before == pytest.approx(-WINDOW / 2, abs=1.0)
 
 
 def test_looks_that_lead_to_no_attempt_do_not_keep_it_from_coming() -> None:

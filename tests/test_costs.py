@@ -44,6 +44,27 @@ def test_looking_on_is_neither(life: Life) -> None:
     assert (life.clock.steps, life.clock.trained, life.clock.spent) == (2, 2.0, 0.0)
 
 
+def test_what_is_done_before_a_step_is_work_as_what_is_done_after_it(life: Life) -> None:
+    for _ in range(11):
+        life.now += 0.5
+        life.clock.enter(working=True)
+        life.now += 0.125
+        life.clock.leave()
+        life.step(training=0.25, work=0.125)
+    assert life.clock.steps == 10  # half of the first one is not known
+    assert life.clock.trained == pytest.approx(10 * 0.75)
+    assert life.clock.spent == pytest.approx(11 * 0.25)
+
+
+def test_looking_on_has_its_share_of_steps_in_which_nothing_else_is_done(life: Life) -> None:
+    assert life.clock.idle_share == 0.0
+    life.step(0.75, work=8.0)
+    life.step(0.75, work=0.25, working=False)
+    life.step(0.75, work=8.0)
+    life.step(0.75, work=0.25, working=False)
+    assert life.clock.idle_share == pytest.approx(0.25)
+
+
 def test_a_call_that_follows_no_step_belongs_to_the_next_one(life: Life) -> None:
     life.step(1.0)
     life.now += 0.25

@@ -331,6 +331,37 @@ def test_fit_trains_with_default_settings() -> None:
 
 
 @pytest.mark.clock
+def test_no_pause_begins_while_longer_steps_are_on_trial() -> None:
+    """They may be undone, and all that was trained since with them."""
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer)
+    controller = trainer._controller
+    assert controller is not None
+    for rising, idle in ((True, 0), (False, 50)):
+        controller._steps.rising, controller.pause = rising, 50
+        trainer._begin_pause(controller)
+        assert trainer._idle == idle
+        assert controller.pause == 0
+
+
+@pytest.mark.clock
+def test_looking_on_counts_as_long_as_jumps_have_saved_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = smooth_run()
+    trainer = KoopmanTrainer(run.model, run.optimizer)
+    controller, clock = trainer._controller, trainer._clock
+    assert controller is not None
+    shares = []
+    monkeypatch.setattr(controller, "clock", lambda *numbers: shares.append(numbers[-1]))
+    for idle_share, gained in ((0.0, 0.0), (0.02, 0.0), (0.5, -1.0), (0.02, 1.0)):
+        monkeypatch.setattr(type(clock), "idle_share", idle_share)
+        controller._s.gained = gained
+        trainer._look_at_clock(controller)
+    assert shares == pytest.approx([0.05, 0.03, 0.025, 0.05])
+
+
+@pytest.mark.clock
 def test_too_much_time_for_jumps_makes_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seconds a probe by the clock, and nothing gained."""
     run = smooth_run()
