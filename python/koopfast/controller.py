@@ -347,7 +347,8 @@ class Controller:
         """Set ``pause`` if more seconds were ``spent`` than may be.
 
         That is a ``share`` of all time and what jumps have saved, at the pace of ordinary steps.
-        The first tenth of a second is free.
+        The first tenth of a second is free. A pause lasts until another attempt may be made, of as
+        many seconds as those before: windows that end in the next pause would take time for nothing.
 
         Args:
             spent: seconds in recording, fitting, predicting and probing.
@@ -360,6 +361,8 @@ class Controller:
         saved = max(0.0, self._s.credit) * trained / steps
         missing = (spent - saved) / share - (spent + trained)
         if missing > 0:
+            attempt = spent / self._s.attempts if self._s.attempts > 0 else 0.0
+            missing += attempt / share
             self.pause = max(self.pause, math.ceil(missing * steps / trained))
 
     def state_dict(self) -> dict[str, Any]:
@@ -442,7 +445,8 @@ class Controller:
         if not s.jumped:  # shortened steps alone
             if fallen > 0:  # whole ones would have gone further in proportion at most
                 gain = max(gain, self._steps.part - 1)
-            self._enter(min(0.0, gain) * length)
+            # A pause before the window was no choice of theirs.
+            self._enter(min(0.0, gain) * min(length, self._window * s.stride))
             # Training slows down, and no whole steps are taken that would show it.
             s.rate -= _SLOWER * (s.rate - min(s.rate, max(_LEAST_RATE, fallen / span)))
             return "jump"
