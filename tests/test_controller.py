@@ -204,7 +204,8 @@ def test_horizons_that_cannot_be_worth_a_jump_are_not_tried() -> None:
     """Twice the horizon gains twice as much at most: 4 times 0.06 for one window."""
     controller = Controller(WINDOW)
     state = controller._s
-    state.rate, state.evaluations, state.credit = 1.0, 24.0, -9.0
+    state.rate = state.latest = 1.0
+    state.evaluations, state.credit = 24.0, -9.0
     assert not controller.worth(1.0, 0.9)
     short = {2.0: 1.3, 0.25: 0.94, 1.0: 0.92}
     state.stride = 4
@@ -265,11 +266,13 @@ def test_a_secant_goes_on_from_where_it_was_good_last() -> None:
 def test_a_jump_that_the_account_could_not_bear_must_gain_what_the_window_would() -> None:
     controller = Controller(WINDOW)
     state = controller._s
-    state.rate, state.evaluations = 1.0, 240.0
+    state.rate, state.latest, state.evaluations = 1.0, 2.0, 240.0
     assert controller.worth(1.0, 0.99)
     state.stride, state.credit = 8, -4.0
     ordinary = 1 / (1 + WINDOW * 8 / 240)
     assert not controller.worth(1.0, ordinary + 0.01)
+    assert controller.worth(1.0, ordinary - 0.01)
+    state.rate, state.latest = 2.0, 1.0  # the last stretch was slower than those before
     assert controller.worth(1.0, ordinary - 0.01)
     state.doubt = 2.0
     assert not controller.worth(1.0, ordinary**2 + 0.01)
@@ -359,6 +362,9 @@ def test_the_clock_stops_what_takes_too_long_and_leaves_short_runs_alone() -> No
     assert controller.pause == 0
     controller.clock(spent=2.0, trained=8.0, steps=100, share=0.05)
     assert controller.pause == 375  # until the two seconds are a twentieth of the time
+    controller._s.attempts, controller.pause = 4, 0
+    controller.clock(spent=2.0, trained=8.0, steps=100, share=0.05)
+    assert controller.pause == 500  # and half a second, as an attempt takes, is one of ten more
 
 
 @pytest.mark.clock

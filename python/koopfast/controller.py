@@ -67,6 +67,7 @@ class _State:
     mark_loss: float = 0.0
     jumped: str = ""  # what became of the optimizer's state in the jump at the mark, "" without one
     rate: float = 0.0  # of progress without jumps; 0 while unknown
+    latest: float = 0.0  # the same, in the last such stretch alone
     credit: float = 0.0  # evaluations saved by jumps, less those spent on probes or lost
     gained: float = 0.0  # the same without a bound
     forwards: int = 1  # passes of a probe
@@ -308,7 +309,8 @@ class Controller:
         """Whether a loss this much lower is worth a jump.
 
         Where the optimizer has a state, which is of the weights left behind, the jump must gain
-        more than a share of what the next window brings without it. Where the account could not
+        more than a share of what the next window brings without it, at the lower of the rates that
+        the last stretch and all had. Where the account could not
         bear what the jump may lose in that window, it must gain all of that and a fifth of the
         loss, and twice as much for each such jump that lost.
         """
@@ -347,8 +349,8 @@ class Controller:
         """Set ``pause`` if more seconds were ``spent`` than may be.
 
         That is a ``share`` of all time and what jumps have saved, at the pace of ordinary steps.
-        The first tenth of a second is free. A pause lasts until another attempt may be made, of as
-        many seconds as those before: windows that end in the next pause would take time for nothing.
+        The first tenth of a second is free. A pause lasts until there is time for another attempt:
+        windows that end in the next pause would take theirs for nothing.
 
         Args:
             spent: seconds in recording, fitting, predicting and probing.
@@ -401,7 +403,7 @@ class Controller:
             share, least = s.doubt, math.log(_WORSE)
         if share > 0:
             window = self._window * s.stride / max(1.0, s.evaluations)
-            least = max(least, share * s.rate * math.log1p(window))
+            least = max(least, share * min(s.rate, s.latest) * math.log1p(window))
         return least
 
     @property
@@ -433,7 +435,7 @@ class Controller:
         if not s.jumped and not self._steps.shortened:
             if turns and s.rate > 0:
                 return "jump"  # where losses swing, two of them tell no rate
-            rate = max(_LEAST_RATE, fallen / span)
+            s.latest = rate = max(_LEAST_RATE, fallen / span)
             s.rate = rate if s.rate == 0 else (s.rate + min(rate, _MOST_CHANGE * s.rate)) / 2
             return "jump"
         ordinary = max(s.rate, _LEAST_RATE) * span
