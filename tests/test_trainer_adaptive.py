@@ -243,7 +243,7 @@ def test_a_failing_probe_leaves_the_controller_as_it_was() -> None:
     changed = {key for key in before if before[key] != after[key]}
     assert changed <= {
         *("evaluations", "credit", "attempts", "mark_at", "mark_loss", "rate", "noise"),
-        *("last_look", "gained"),
+        *("latest", "last_look", "gained"),
     }
     assert not controller.on_trial
 
