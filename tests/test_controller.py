@@ -355,6 +355,35 @@ def treated(factor: dict[str, float]) -> list[str]:
     return treatments
 
 
+def explored(controller: Controller) -> str:
+    """The treatment in the first jump, which is then on trial."""
+    controller.step()
+    controller.begin(1.0)
+    arrived(controller, 0.9, 1.0)
+    return controller.leave(accepted=True, resettable=True)
+
+
+def test_what_gradients_measured_is_forgotten_in_the_first_jump_if_that_can_be_borne() -> None:
+    adam, momentum, poor = Controller(WINDOW), Controller(WINDOW), Controller(WINDOW)
+    adam.scaled = poor.scaled = True
+    poor._s.credit, poor._s.stride = -3.0, 8
+    assert [explored(c) for c in (adam, momentum, poor)] == ["reset", "keep", "keep"]
+    arrived(adam, 0.2, 1.0)
+    assert adam.leave(accepted=True, resettable=True) == "reset"  # it paid
+
+
+def test_where_the_loss_is_no_lower_soon_after_that_it_is_undone_and_not_tried_again() -> None:
+    controller = Controller(WINDOW)
+    controller.scaled = True
+    assert explored(controller) == "reset"
+    for _ in range(WINDOW // 4):
+        controller.step()
+    assert controller.wants_look(WINDOW - WINDOW // 4)
+    assert controller.look(0.95, WINDOW - WINDOW // 4) == "undo"
+    arrived(controller, 0.8, 1.0)
+    assert controller.leave(accepted=True, resettable=True) == "keep"
+
+
 @pytest.mark.clock
 def test_the_clock_stops_what_takes_too_long_and_leaves_short_runs_alone() -> None:
     controller = Controller(WINDOW)

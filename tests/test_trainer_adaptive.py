@@ -160,9 +160,13 @@ class Trap(nn.Module):
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_jump_behind_which_the_loss_rises_is_undone(resumed: bool) -> None:
+@pytest.mark.parametrize(("treatment", "steps"), [("keep", 24), ("auto", 15)])
+def test_a_jump_behind_which_the_loss_rises_is_undone(
+    resumed: bool, treatment: Any, steps: int
+) -> None:
+    """When the next window is full; after a quarter of it where a state was forgotten on trial."""
     trap = Trap()
-    trainer = KoopmanTrainer(trap, trap.optimizer)
+    trainer = KoopmanTrainer(trap, trap.optimizer, optimizer_state=treatment)
     while trainer.history.counters.jumps_accepted == 0:
         trap.step()
         before = copy.deepcopy((trap.state_dict(), trap.optimizer.state_dict()))
@@ -170,12 +174,12 @@ def test_a_jump_behind_which_the_loss_rises_is_undone(resumed: bool) -> None:
     trap.sprung = True
     if resumed:
         state = trainer.state_dict()
-        trainer = KoopmanTrainer(trap, trap.optimizer)
+        trainer = KoopmanTrainer(trap, trap.optimizer, optimizer_state=treatment)
         trainer.load_state_dict(state)
     while trainer.history.counters.jumps_rolled_back == 0:
         trap.step()
         trainer.after_step(trap.loss)
-    assert trainer.history.counters.optimizer_steps == 24
+    assert trainer.history.counters.optimizer_steps == steps
     assert_same(before, (trap.state_dict(), trap.optimizer.state_dict()))
 
 

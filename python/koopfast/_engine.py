@@ -25,6 +25,7 @@ from koopfast._savepoint import (
     ReturnPoint,
     Savepoint,
     Weights,
+    remembers_scale,
     restore_all,
 )
 from koopfast._team import ProcessGroup, team_of
@@ -393,6 +394,7 @@ class Engine:
             savepoint = savepoint or self._savepoint()
             if self._controller is not None:
                 self._controller.stateful = bool(self._optimizer.state)
+                self._controller.scaled = remembers_scale(self._optimizer)
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:

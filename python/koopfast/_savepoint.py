@@ -26,6 +26,7 @@ __all__ = [
     "ReturnPoint",
     "Savepoint",
     "Weights",
+    "remembers_scale",
     "restore_all",
 ]
 
@@ -288,6 +289,15 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(_copied(item) for item in value)
     return value
+
+
+def remembers_scale(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the state holds more than momenta: how large gradients were, as Adam's does."""
+    return any(
+        isinstance(value, Tensor) and name not in ("step", *_MOMENTA)
+        for entry in optimizer.state.values()
+        for name, value in entry.items()
+    )
 
 
 def restore_all(*saved: Restorable) -> None:

@@ -105,6 +105,7 @@ class Controller:
     Attributes:
         pause: optimizer steps to wait before recording goes on, set by a decision.
         stateful: whether the optimizer remembers anything of the weights it moved.
+        scaled: whether it remembers how large gradients were.
     """
 
     def __init__(self, window: int, longest: float = 256, *, relax: bool = True) -> None:
@@ -115,7 +116,7 @@ class Controller:
         self._steps = StepLength()
         self._search = HorizonSearch()
         self.pause = 0
-        self.stateful = False
+        self.stateful = self.scaled = False
 
     @property
     def stride(self) -> int:
@@ -178,12 +179,13 @@ class Controller:
 
         In the middle of the very first window, which gives the rate of ordinary training; one step
         before the end of the attempts 2, 4, 8, … to see how much the loss jitters; and a quarter of
-        a window after a jump that may lose more than the account can bear.
+        a window after a jump that may lose more than the account can bear, or that tried what is
+        not known to be good for the optimizer's state.
         """
         s = self._s
         if s.mark_at == 0:
             return steps_left == self._window // 2
-        if s.daring and steps_left == 3 * self._window * s.stride // 4:
+        if (s.daring or s.exploring) and steps_left == 3 * self._window * s.stride // 4:
             return True
         # Only where ready() will be content after it: a look that leads to no attempt comes again.
         enough = self._room(2 + _SEARCH) >= 0
@@ -194,10 +196,12 @@ class Controller:
         s = self._s
         if steps_left == 1:
             s.last_look = loss if math.isfinite(loss) else 0.0
-        elif s.daring:
+        elif s.daring or s.exploring:
             fallen = fall(s.mark_loss, loss) if math.isfinite(loss) else -math.inf
             if not fallen + self._unsure > 0:
-                self._learn_daring(paid=False)
+                self._learn(s.jumped, 0.0)
+                if s.daring:
+                    self._learn_daring(paid=False)
                 self._take_back(explored=self._end_exploring(fallen))
                 s.mark_at, s.jumped = s.evaluations, ""
                 return "undo"
@@ -530,11 +534,18 @@ class Controller:
             s.reset_count += 1
 
     def _treatment(self) -> Literal["keep", "reset"]:
-        """The better one so far, and now and then the other, if the account can bear it."""
+        """The better one so far, and now and then the other, if the account can bear it.
+
+        First of all the optimizer's measure of gradients is forgotten, where it has one: those
+        behind a jump are others. Not as long as jumps may lose more than the account can bear.
+        """
         s = self._s
-        if s.keep_count < 2:
+        if s.keep_count + s.reset_count == 0 and self.scaled and not self._dares:
+            s.exploring = True
+            return "reset"
+        if s.keep_count < 2 and s.reset_count == 0:
             return "keep"
-        resets = s.reset_count > 0 and s.reset > s.keep
+        resets = s.reset_count > 0 and s.reset > (s.keep if s.keep_count > 0 else 1.0)
         # At worst the whole window is undone.
         cost = self._window * s.stride + (1 + _SEARCH) * s.forwards * FORWARD
         bearable = cost <= _SHARE * s.evaluations + max(0.0, s.credit) / 4
