@@ -25,7 +25,6 @@ from koopfast._savepoint import (
     ReturnPoint,
     Savepoint,
     Weights,
-    remembers_scale,
     restore_all,
 )
 from koopfast._team import ProcessGroup, team_of
@@ -394,7 +393,6 @@ class Engine:
             savepoint = savepoint or self._savepoint()
             if self._controller is not None:
                 self._controller.stateful = bool(self._optimizer.state)
-                self._controller.scaled = remembers_scale(self._optimizer)
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:
@@ -475,6 +473,7 @@ class Engine:
         wanted = self.config.optimizer_state
         if self._controller is None:
             return wanted
+        self._controller.scaled = state.scaled
         chosen = self._controller.leave(record.accepted, wanted == "auto" and state.resettable)
         return chosen if wanted == "auto" else wanted
 

@@ -37,7 +37,7 @@ Candidate = float | Literal["mean"] | Damped | Secant
 """A horizon in windows, the mean of the window's second half, a damped horizon, or a secant's."""
 
 Search = Generator[Candidate, float, float]
-"""Candidates, each answered with its loss; returns the least."""
+"""Candidates, each answered with its loss; returns a loss, the least unless said otherwise."""
 
 
 @dataclass
@@ -50,16 +50,16 @@ class HorizonSearch:
 
     power: int = 1  # the horizon that was last good is 2**power windows
     direction: int = 1  # in which a better horizon is looked for first
-    mean: float = math.inf  # the loss at the mean in the last attempt, if that was tried
     mean_won: bool = False
     damped_won: bool = False
     secant: int = 0  # the secant that was last good goes on by 2**secant windows
     secant_won: bool = False
 
-    def mean_alone(self, before: float) -> Generator[Candidate, float, None]:
+    def mean_alone(self, before: float) -> Search:
         """Where nothing else is predicted."""
-        self.mean = yield RECENT_MEAN
-        self.mean_won = self.mean < before
+        mean = yield RECENT_MEAN
+        self.mean_won = mean < before
+        return mean
 
     def candidates(
         self,
@@ -71,33 +71,35 @@ class HorizonSearch:
         uneven: bool,
         straight: bool,
         rare: bool,
-    ) -> Generator[Candidate, float, None]:
+    ) -> Search:
         """One attempt, from a loss ``before``, for one that is ``enough``, or lower.
 
-        See :meth:`koopfast.controller.Controller.search`.
+        See :meth:`koopfast.controller.Controller.search`. Returns that at the mean, infinity if it
+        was not tried.
 
         What won last time comes first: the secant, the mean, a horizon. Where the secant is good
         again, horizons are tried at rare attempts only; where it did not win, it is tried at those
         and where nothing else is good enough.
         """
-        secant = ahead = self.mean = math.inf
+        secant = mean = ahead = math.inf
         secant_first = straight and self.secant_won
         if secant_first:
             secant = yield from self._secants(before, highest)
         if averaged and self.mean_won:
-            self.mean = yield RECENT_MEAN
+            mean = yield RECENT_MEAN
         if rare or not secant < before:
             ahead = yield from self._horizons(before, enough, secant, highest)
         if averaged and not self.mean_won and not min(ahead, secant) < before:
-            self.mean = yield RECENT_MEAN
-        self.mean_won = self.mean < min(before, ahead, secant)
+            mean = yield RECENT_MEAN
+        self.mean_won = mean < min(before, ahead, secant)
         if ahead <= enough and uneven and (rare or self.damped_won):
             damped = yield Damped(2.0**self.power)
-            self.damped_won = damped < min(ahead, self.mean)
-        best = min(before, ahead, self.mean)
+            self.damped_won = damped < min(ahead, mean)
+        best = min(before, ahead, mean)
         if straight and not secant_first and (rare or best > enough):
             secant = yield from self._secants(best, highest)
         self.secant_won = secant < best
+        return mean
 
     def _horizons(self, before: float, enough: float, rival: float, highest: int) -> Search:
         """From the horizon that was good last by factors of two, as long as the loss goes down.

@@ -7,7 +7,7 @@ One small class for each kind of thing; each saves when it is made and has a ``r
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +26,6 @@ __all__ = [
     "ReturnPoint",
     "Savepoint",
     "Weights",
-    "remembers_scale",
     "restore_all",
 ]
 
@@ -222,11 +221,17 @@ class OptimizerState:
     def resettable(self) -> bool:
         """Whether there is something to forget, in an optimizer known to begin anew without it."""
         ours = type(self._optimizer).__module__.startswith("torch.optim.")
-        return ours and any(
-            isinstance(value, Tensor)
-            for entry in self._entries.values()
-            for value in entry.values()
-        )
+        return ours and any(True for _ in self._names())
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a resettable one holds more than momenta: how large gradients were, as Adam's."""
+        return self.resettable and any(name not in ("step", *_MOMENTA) for name in self._names())
+
+    def _names(self) -> Iterator[str]:
+        """Of the tensors in it, as torch's optimizers call them."""
+        for entry in self._entries.values():
+            yield from (name for name, value in entry.items() if isinstance(value, Tensor))
 
     def decay(self, parameters: Sequence[Tensor]) -> None:
         """Halve the momenta of ``parameters``, by the names that torch's optimizers give them.
@@ -289,15 +294,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(_copied(item) for item in value)
     return value
-
-
-def remembers_scale(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the state holds more than momenta: how large gradients were, as Adam's does."""
-    return any(
-        isinstance(value, Tensor) and name not in ("step", *_MOMENTA)
-        for entry in optimizer.state.values()
-        for name, value in entry.items()
-    )
 
 
 def restore_all(*saved: Restorable) -> None:

@@ -292,10 +292,10 @@ class Controller:
         ``straight``, the secant of the window, which is tried where nothing else is worth a jump,
         too.
         """
-        s, search = self._s, self._search
+        s, search, mean = self._s, self._search, math.inf
         if not still:
             least = self._least_gain
-            yield from search.candidates(
+            mean = yield from search.candidates(
                 before,
                 before * math.exp(-least) if before > 0 else before * (1 + least),
                 self._highest,
@@ -305,18 +305,18 @@ class Controller:
                 rare=_is_power_of_two(s.attempts),
             )
         elif averaged:
-            yield from search.mean_alone(before)
-        if averaged and math.isfinite(search.mean):
-            s.returns = max(0.0, fall(before, search.mean))
+            mean = yield from search.mean_alone(before)
+        if math.isfinite(mean):
+            s.returns = max(0.0, fall(before, mean))
 
     def worth(self, before: float, after: float) -> bool:
         """Whether a loss this much lower is worth a jump.
 
         Where the optimizer has a state, which is of the weights left behind, the jump must gain
         more than a share of what the next window brings without it, at the lower of the rates that
-        the last stretch and all had. Where the account could not
-        bear what the jump may lose in that window, it must gain all of that and a fifth of the
-        loss, and twice as much for each such jump that lost.
+        the last stretch and all had. Where the account could not bear what the jump may lose in
+        that window, it must gain all of that and a fifth of the loss, and twice as much for each
+        such jump that lost.
         """
         return math.isfinite(after) and fall(before, after) > self._least_gain
 
