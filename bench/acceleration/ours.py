@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from methods import MakeOptimizer, Method, Plain
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import koopfast
@@ -26,6 +26,7 @@ class Koopman(Method):
         super().__init__(task, seed, make_optimizer)
         self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
         self.parts: list[float] = []  # share of each step that was gone
+        self._shown = task.build(seed)
 
     def advance(self) -> None:
         # Since the last step the other runs of the race had their turns.
@@ -40,6 +41,12 @@ class Koopman(Method):
         self.cost += FORWARD * (counters.probe_evaluations - probes)
         if record is not None and record.accepted:
             self.jumped.append(self.steps)
+
+
+    def scored(self) -> nn.Module:
+        with self.trainer.averaged():
+            self._shown.load_state_dict(self.model.state_dict())
+        return self._shown
 
 
 class Chance(Plain):
@@ -72,6 +79,16 @@ class Control(Method):
 
     def instead(self) -> None:
         raise NotImplementedError
+
+
+class LastWeights(Control):
+    """The Koopman run itself, whose last weights are scored whether their mean is better or not."""
+
+    def advance(self) -> None:
+        self.cost, self.steps, self.jumped = self.leader.cost, self.leader.steps, self.leader.jumped
+
+    def scored(self) -> nn.Module:
+        return self.leader.model
 
 
 class ResetAlone(Control):
@@ -120,6 +137,7 @@ class ShortenedAlone(Control):
 
 OURS: dict[str, type[Method]] = {"plain": Plain, "koopman": Koopman, "chance alone": Chance}
 CONTROLS: dict[str, type[Control]] = {
+    "last weights": LastWeights,
     "reset alone": ResetAlone,
     "average alone": AverageAlone,
     "shortened alone": ShortenedAlone,

@@ -159,7 +159,10 @@ def _raced(
     traces = race(row, rate, seed, steps, part.methods, part.controls)
     _save(path, {"code": part.code, "traces": {name: t.to_dict() for name, t in traces.items()}})
     target = traces["plain"].end
-    reached = {name: trace.first_below(target) for name, trace in traces.items()}
+    reached = {
+        name: trace.first_below(target, jitters=not row.full_batch)
+        for name, trace in traces.items()
+    }
     told = ", ".join(f"{name} {at[0]:.0f}" for name, at in reached.items() if at is not None)
     _say(f"{row.name}: rate {rate:g}, seed {seed}, {part.name}: evaluations to the target: {told}")
     return part.code, traces

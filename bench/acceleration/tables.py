@@ -25,7 +25,8 @@ pass over as many samples as a third. A speed-up is what the optimizer alone nee
 which it ends, over what the method needs until then, as median and quartiles over the seeds;
 *never* means that the method did not get there within the budget and a quarter of it more. Seeds
 from which the optimizer alone *learns nothing*, as it diverges or ends no lower than it began, have
-no such loss, and no part in the speed-ups.
+no such loss, and no part in the speed-ups. With minibatches, whose single losses jitter, all of this
+is said of the median of the last five of a run's hundred losses.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
 last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. *Chance
@@ -84,7 +85,10 @@ class Cell:
         plain = self.beside(method)
         other = plain if against == "plain" else self.traces[against]
         goal = target(plain)
-        ours, theirs = (trace.first_below(goal) for trace in (self.traces[method], other))
+        ours, theirs = (
+            trace.first_below(goal, jitters=not self.row.full_batch)
+            for trace in (self.traces[method], other)
+        )
         if ours is None:
             return float("nan") if theirs is None else 0.0
         return float("inf") if theirs is None else theirs[seconds] / ours[seconds]

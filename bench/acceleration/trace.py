@@ -20,7 +20,7 @@ SCORES = 100  # a run
 # Who has not reached the target within the budget may go on for so many budgets in all: otherwise a
 # method that is a little slower, or as fast and less lucky, would look like one that never arrives.
 _PATIENCE = 1.25
-_LAST = 5  # scores, whose median is where a run ends: minibatches make a single one jitter
+_LAST = 5  # scores whose median is where a run ends: minibatches make a single one jitter
 
 
 @dataclass
@@ -53,10 +53,14 @@ class Trace:
         """Seconds until the budget was spent."""
         return self.seconds[self.within - 1]
 
-    def first_below(self, score: float) -> tuple[float, float] | None:
-        """Gradient evaluations and seconds until the score was first this low; None if never."""
-        for cost, seconds, reached in zip(self.cost, self.seconds, self.scores, strict=True):
-            if reached <= score:
+    def first_below(self, score: float, *, jitters: bool) -> tuple[float, float] | None:
+        """Gradient evaluations and seconds until a run was first this low; None if never.
+
+        Where single scores jitter, the median of the last few must be.
+        """
+        last = _LAST if jitters else 1
+        for i, (cost, seconds) in enumerate(zip(self.cost, self.seconds, strict=True), start=1):
+            if statistics.median(self.scores[max(0, i - last) : i]) <= score:
                 return cost, seconds
         return None
 
@@ -136,10 +140,12 @@ def race(
     for run in everyone.values():
         run.spent()
     if "plain" in runs:
-        target = runs["plain"].trace.end
+        target, jitters = runs["plain"].trace.end, not experiment.full_batch
         for run in runs.values():
             cost = steps
-            while run.trace.first_below(target) is None and cost < _PATIENCE * steps:
+            while cost < _PATIENCE * steps:
+                if run.trace.first_below(target, jitters=jitters) is not None:
+                    break
                 cost += every
                 run.advance(cost)
     return {name: run.trace for name, run in everyone.items()}

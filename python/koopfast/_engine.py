@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Literal, TypeVar
 
@@ -29,9 +30,10 @@ from koopfast._savepoint import (
 )
 from koopfast._team import ProcessGroup, team_of
 from koopfast._watch import RateWatch, StepWatch, StrangerWatch, WeightWatch
+from koopfast._weight_average import WeightAverage
 from koopfast._window import Schedule, new_buffer
 from koopfast.config import KoopmanConfig
-from koopfast.controller import Controller, ControllerMark
+from koopfast.controller import Controller, ControllerMark, fall
 from koopfast.errors import CheckpointError, ConfigError, ParameterChangedError
 from koopfast.guard import Guard, Look, Probe
 from koopfast.history import History, HistoryMark, JumpRecord, Spread
@@ -89,6 +91,7 @@ class Engine:
         self._partition = self._team.partition(config, model, self._parameters)
         self._relaxation = Relaxation(optimizer, self._parameters)
         self._controller = self._new_controller()
+        self._average = self._new_average()
         self._rehearsal = Rehearsal(config) if config.dry_run else None
         self._snapshots = new_buffer(config, self._parameters, self._partition, self._schedule)
         self._moments = self._new_moments(self._snapshots)
@@ -108,6 +111,7 @@ class Engine:
         self._shorter: ReturnPoint | None = None  # before steps were lengthened on trial
         self._skip_watch = _attach.SkipWatch(optimizer)
         self._jumping = False
+        self._showing = False  # other weights than those that are trained
 
     def _before_step(self) -> None:
         """The optimizer is about to step: not from a probe, and from the weights it left."""
@@ -181,6 +185,8 @@ class Engine:
         rate_changed = self._rate_watch.changed(self._snapshots.begun)
         if not self._enabled:
             return None
+        if self._average is not None:
+            self._average.step(counters.optimizer_steps)
         if self._rehearsal is not None and self._rehearsal.due(counters.optimizer_steps):
             self._compare(self._rehearsal, probe)
         if self._idle > 0:
@@ -252,6 +258,56 @@ class Engine:
         controller.spend(1, len(look.parts))
         return look, savepoint
 
+    def _look_at_average(
+        self, controller: Controller, probe: Probe, look: Look, savepoint: Savepoint
+    ) -> None:
+        """Compare the mean of the weights with themselves, when it is time to.
+
+        ``look`` is that at the weights and ``savepoint`` what was saved for it.
+        """
+        average, steps = self._average, self.history.counters.optimizer_steps
+        if average is None or average.mean is None or not average.wants_look(steps):
+            return
+        self._jumping = True
+        try:
+            self._guard.recalibration = self._recalibration()
+            there = self._guard.look_at(self._parameters, average.mean, savepoint, probe)
+        finally:
+            self._jumping = False
+        controller.spend(1, len(there.parts))
+        self._count(there)
+        average.look(steps, look.loss, there.loss)
+        controller.spare = average.lead
+
+    @contextmanager
+    def _show_average(self, probe: Probe | None) -> Iterator[bool]:
+        """The mean of the weights in the model, if it leads; then all is as before."""
+        average, parameters = self._average, self._parameters
+        mean = None if average is None else average.mean
+        parameters.check_unchanged(self._model)
+        savepoint = self._savepoint()
+        try:
+            self._jumping = True
+            shown = average is not None and mean is not None and average.lead > 0
+            self._guard.recalibration = recalibration = self._recalibration()
+            if mean is not None and probe is not None:
+                looks = (
+                    self._guard.look(savepoint, probe),
+                    self._guard.look_at(parameters, mean, savepoint, probe),
+                )
+                shown = fall(looks[0].loss, looks[1].loss) > 0
+                for look in looks:
+                    self._count(look)
+            if shown and mean is not None:
+                parameters.write(mean, backup=False)
+                if recalibration is not None:
+                    recalibration.run()
+            self._jumping, self._showing = False, True
+            yield shown
+        finally:
+            self._jumping = self._showing = False
+            restore_all(savepoint.weights, savepoint.buffers)
+
     def _count(self, look: Look) -> None:
         """Enter a look that no record of a jump holds."""
         counters = self.history.counters
@@ -265,6 +321,7 @@ class Engine:
         due = controller.pause == 0 or controller.on_trial or controller.part < 1
         if due and controller.ready():
             look, savepoint = self._look(controller, probe)
+            self._look_at_average(controller, probe, look, savepoint)
             [turning] = self._team.of_first([self._relaxation.turning()])
             decision = controller.arrive(look.loss, turning)
             self._look_at_clock(controller)
@@ -282,6 +339,7 @@ class Engine:
             elif decision == "undo" and point is not None:
                 self._parameters.check_unchanged(self._model)
                 point.restore()
+                self._forget_average()
             elif decision == "undo" and self._rollback is not None:
                 self._undo()
         self._begin_pause(controller)
@@ -369,6 +427,7 @@ class Engine:
         point, self._rollback = self._rollback, None
         self.history.counters.jumps_rolled_back += 1
         point.restore()
+        self._forget_average()
 
     def _jump(
         self,
@@ -407,6 +466,8 @@ class Engine:
         finally:
             self._jumping = False
         self._restart_window()
+        if record.horizon > 0:  # not to the mean of some snapshots, which lies where they do
+            self._forget_average()
         if self._moments is not None and self._moments.trouble:
             self._notices.warn(
                 "moments",
@@ -502,6 +563,11 @@ class Engine:
         return ReturnPoint(savepoint.weights, savepoint.buffers, kept)
 
     def _refuse_reentry(self) -> None:
+        if self._showing:
+            raise ConfigError(
+                "averaged: the mean of the weights is in the model to be evaluated or saved, not "
+                "to be trained; leave the `with trainer.averaged():` block first"
+            )
         if self._jumping:
             raise ConfigError(
                 "probe: it took an optimizer step or called the trainer in the middle of a jump; a "
@@ -556,7 +622,12 @@ class Engine:
         if self._rehearsal is not None:
             self._rehearsal.forget()
         self._shorter = None
+        self._forget_average()
         self._restart_window()
+
+    def _forget_average(self) -> None:
+        if self._average is not None:
+            self._average.forget()
 
     def _break(self, cause: int) -> None:
         """The window is broken: begin anew, now or, with others, when all have come to its end."""
@@ -611,6 +682,10 @@ class Engine:
         relax = config.relax and self._relaxation.possible
         return Controller(config.snapshots, config.max_horizon, relax=relax)
 
+    def _new_average(self) -> WeightAverage | None:
+        wanted = self.config.weight_average and self.config.adaptive
+        return WeightAverage(self._parameters) if wanted else None
+
     def _new_moments(self, snapshots: SnapshotBuffer | MomentBuffer) -> MomentWindow | None:
         """Where the optimizer's state is predicted, its window beside that of the weights.
 
@@ -648,6 +723,7 @@ class Engine:
         SnapshotBuffer | MomentBuffer,
         MomentWindow | None,
         Controller | None,
+        WeightAverage | None,
         Rehearsal | None,
         ReturnPoint | None,
         _training_state.TrainingState,
@@ -662,12 +738,15 @@ class Engine:
         moments = self._new_moments(snapshots)
         if moments is not None:
             moments.load_state_dict(state["moments"])
+        average = self._new_average()
+        if average is not None:
+            average.load_state_dict(state.get("average"), elsewhere=loaded.elsewhere)
         undo = None
         if state["undo"] is not None and not loaded.elsewhere:
             undo = self._return_point()
             undo.load_state_dict(state["undo"])
         self._parameters.check_unchanged(self._model)
-        return snapshots, moments, controller, rehearsal, undo, loaded
+        return snapshots, moments, controller, average, rehearsal, undo, loaded
 
     def spread_window(self) -> dict[str, Tensor] | None:
         """The recorded window as distributed tensors that can be loaded into, where it is sharded.
@@ -701,6 +780,7 @@ class Engine:
         snapshots: SnapshotBuffer | MomentBuffer,
         moments: MomentWindow | None,
         controller: Controller | None,
+        average: WeightAverage | None,
         rehearsal: Rehearsal | None,
         undo: ReturnPoint | None,
         loaded: _training_state.TrainingState,
@@ -710,6 +790,7 @@ class Engine:
         self._snapshots = snapshots
         self._moments = moments
         self._controller = controller
+        self._average = average
         self._rehearsal = rehearsal
         self._clock = Clock()
         self._enabled = loaded.enabled
@@ -748,6 +829,7 @@ class Engine:
             largest_rates=self._rate_watch.largest,
             noted=self._weight_watch.noted,
             increment=self._relaxation.increment,
+            average=None if self._average is None else self._average.state_dict(),
             schedule=self._schedule,
             undo=self._undo_state(),
         )

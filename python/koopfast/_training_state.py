@@ -39,6 +39,7 @@ _KEYS = {
     "largest_rates",
     "noted",
     "increment",
+    "average",
     "layout",
 }
 # Differences listed in a message; a thousand of them help nobody.
@@ -78,6 +79,7 @@ def pack(
     largest_rates: Iterable[float],
     noted: Tensor | None,
     increment: Tensor | None,
+    average: dict[str, Any] | None,
     schedule: Schedule | None,
     undo: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def pack(
         "largest_rates": list(largest_rates),
         "noted": noted,
         "increment": increment,
+        "average": average,
         "controller": None if schedule is None else schedule.state_dict(),
         "undo": undo,
         "layout": parameters.layout,
@@ -125,6 +128,7 @@ def unpack(
     """
     if not isinstance(state, Mapping):
         raise CheckpointError(f"state: expected a dict, got {type(state).__name__}")
+    state = {"average": None, **state}  # it was not there at first
     if set(state) != _KEYS:
         missing, unknown = sorted(_KEYS - set(state)), sorted(map(str, set(state) - _KEYS))
         raise CheckpointError(

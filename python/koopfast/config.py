@@ -111,6 +111,10 @@ class KoopmanConfig(FitOptions):
             come back when that does not pay. Only where the stride sets itself, and with float32
             or float64 parameters. The rate in the optimizer stays as it is; a trainer that is
             switched off leaves steps whole.
+        weight_average: follow the mean of the weights of the last twentieth of all steps, for
+            ``with trainer.averaged()``: where the noise of batches is what limits the loss, the
+            mean has a lower one. Takes the room of the weights once more, and training goes on as
+            without it. Only where the stride sets itself.
         overhead: share of the training time that recording, fitting, predicting and probing may
             take beyond what jumps are seen to save, by the clock, beside the bound by counts that
             always holds; the first tenth of a second is free, and what interrupts training (a
@@ -149,6 +153,7 @@ class KoopmanConfig(FitOptions):
     optimizer_state: Literal["auto", "keep", "reset", "decay", "predict"] = "auto"
     batch_norm: Literal["keep", "recalibrate"] = "keep"
     relax: bool = True
+    weight_average: bool = True
     overhead: float | None = 0.05
     max_bytes: int | None = None
     offload: bool = False
@@ -173,7 +178,7 @@ class KoopmanConfig(FitOptions):
                     "overhead: expected a share of the training time above 0 and up to 1, or None, "
                     f"got {given!r}"
                 )
-        for field in ("streaming", "offload", "dry_run", "relax"):
+        for field in ("streaming", "offload", "dry_run", "relax", "weight_average"):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field}: expected True or False, got {getattr(self, field)!r}")
         if self.streaming and self.offload:

@@ -104,6 +104,8 @@ class Controller:
 
     Attributes:
         pause: optimizer steps to wait before recording goes on, set by a decision.
+        spare: by how much the loss's logarithm is lower at the mean of the weights of late, which
+            is there without a jump.
         stateful: whether the optimizer remembers anything of the weights it moved.
         scaled: whether it remembers how large gradients were.
     """
@@ -116,6 +118,7 @@ class Controller:
         self._steps = StepLength()
         self._search = HorizonSearch()
         self.pause = 0
+        self.spare = 0.0
         self.stateful = self.scaled = False
 
     @property
@@ -408,7 +411,7 @@ class Controller:
         if share > 0:
             window = self._window * s.stride / max(1.0, s.evaluations)
             least = max(least, share * min(s.rate, s.latest) * math.log1p(window))
-        return least
+        return self.spare + least
 
     @property
     def _dares(self) -> bool:

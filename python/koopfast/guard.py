@@ -106,6 +106,16 @@ class Guard:
             savepoint.restore()
             raise
 
+    def look_at(
+        self, parameters: ParameterVector, weights: Tensor, savepoint: Savepoint, probe: Probe
+    ) -> Look:
+        """The loss at ``weights`` (n,), of which none stays; errors as :meth:`judge`."""
+        try:
+            parameters.write(weights, backup=False)
+            return _Timed(self, probe).look(savepoint, moved=True)
+        finally:
+            savepoint.restore()
+
     def losses(
         self,
         parameters: ParameterVector,

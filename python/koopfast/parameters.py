@@ -232,6 +232,10 @@ class ParameterVector:
         """Add the parameters to what is in such views."""
         _without_gradients(torch._foreach_add_, views, self.tensors)
 
+    def lerp_views(self, views: list[Tensor], weight: float) -> None:
+        """Move what is in such views that share of the way to the parameters, all of one dtype."""
+        _without_gradients(torch._foreach_lerp_, views, self.tensors, weight)
+
     def write(self, flat: Tensor, *, backup: bool = True) -> None:
         """Copy ``flat``, (n,), into the parameters, converted to each one's dtype and device.
 
@@ -326,12 +330,12 @@ def _copy(destinations: _Tensors, sources: _Tensors) -> None:
     _without_gradients(torch._foreach_copy_, destinations, sources)
 
 
-def _without_gradients(work: Callable[..., object], *tensors: _Tensors) -> None:
+def _without_gradients(work: Callable[..., object], *arguments: Any) -> None:
     """As under ``torch.no_grad()``, which takes as long as the work on a small network."""
     with_gradients = torch.is_grad_enabled()
     try:
         torch._C._set_grad_enabled(False)
-        work(*tensors)
+        work(*arguments)
     finally:
         torch._C._set_grad_enabled(with_gradients)
 

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +95,7 @@ class KoopmanTrainer(Engine):
         self._held = _training_loop.HeldBatches()
         self._hook: RemovableHandle | None = None
         self._hook_probe: Probe | None = None
+        self._held_probe: Probe | None = None  # of fit()
         self._travel: tuple[RemovableHandle, ...] = ()
         self._fitting = False
 
@@ -292,6 +294,50 @@ class KoopmanTrainer(Engine):
         self._undo()
         self._start_over()
 
+    # Evaluating
+
+    def averaged(self, probe: Probe | None = None) -> AbstractContextManager[bool]:
+        """The mean of the weights of the last twentieth of all steps, where its loss is lower.
+
+        A rate that trains fast keeps the weights moving about where they would come to rest; their
+        mean is nearer to it. Evaluate and save the network in a ``with`` block of this; no optimizer
+        step is allowed there. At its end weights and buffers become again what they were, bit for
+        bit, and training goes on as if it had not been. After a jump the mean begins anew. Of
+        several processes all must come here.
+
+        Args:
+            probe: as for :meth:`after_step`; weights and mean are compared by it now. None takes
+                the one given to :meth:`attach`, or the batches that :meth:`fit` judges by; without
+                these the comparison goes by what probes said last in training.
+
+        Returns:
+            A context manager, whose value says whether the mean is in the model. It is not where
+            its loss is not lower, and where none is kept: see ``weight_average`` of the
+            configuration.
+
+        Raises:
+            ConfigError: the probe cannot be called or returned no scalar, or this block is in
+                another one.
+            ParameterChangedError: a parameter is no longer what it was.
+            Exception: whatever the probe raises; then all is as before.
+
+        Source: Polyak & Juditsky (1992); the memory that grows with the steps is the
+        polynomial-decay averaging of Shamir & Zhang (ICML 2013).
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> trainer = KoopmanTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> with trainer.averaged() as shown:
+            ...     weights = model.state_dict()
+            >>> shown  # nothing was trained yet
+            False
+        """
+        self._refuse_reentry()
+        check_probe(probe)
+        if probe is None:
+            probe = self._hook_probe if self._hook_probe is not None else self._held_probe
+        return self._show_average(probe)
+
     # The whole loop
 
     def fit(
@@ -332,6 +378,7 @@ class KoopmanTrainer(Engine):
         if self._fitting:
             raise ConfigError("fit: already running in this trainer")
         self._fitting = True
+        self._held_probe = None if self._controller is None else self._held.probe(self._model, loss_fn)
         try:
             _training_loop.run(
                 model=self._model,
