@@ -42,7 +42,6 @@ class Koopman(Method):
         if record is not None and record.accepted:
             self.jumped.append(self.steps)
 
-
     def scored(self) -> nn.Module:
         with self.trainer.averaged():
             self._shown.load_state_dict(self.model.state_dict())

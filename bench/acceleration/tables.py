@@ -25,8 +25,8 @@ pass over as many samples as a third. A speed-up is what the optimizer alone nee
 which it ends, over what the method needs until then, as median and quartiles over the seeds;
 *never* means that the method did not get there within the budget and a quarter of it more. Seeds
 from which the optimizer alone *learns nothing*, as it diverges or ends no lower than it began, have
-no such loss, and no part in the speed-ups. With minibatches, whose single losses jitter, all of this
-is said of the median of the last five of a run's hundred losses.
+no such loss, and no part in the speed-ups. With minibatches, whose single losses jitter, the median
+of the last five of a run's hundred losses counts, at the end as on the way.
 KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
 one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
 last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. *Chance

@@ -274,14 +274,16 @@ class Engine:
             there = self._guard.look_at(self._parameters, average.mean, savepoint, probe)
         finally:
             self._jumping = False
-        controller.spend(1, len(there.parts))
+        # Few enough, as the time to the next one grows, to need no account.
+        controller.spend(1, len(there.parts), for_jumps=False)
         self._count(there)
         average.look(steps, look.loss, there.loss)
-        controller.spare = average.lead
+        self.history.counters.lead_of_mean = average.lead
 
     @contextmanager
     def _show_average(self, probe: Probe | None) -> Iterator[bool]:
         """The mean of the weights in the model, if it leads; then all is as before."""
+        self._refuse_reentry()
         average, parameters = self._average, self._parameters
         mean = None if average is None else average.mean
         parameters.check_unchanged(self._model)
@@ -452,6 +454,8 @@ class Engine:
             savepoint = savepoint or self._savepoint()
             if self._controller is not None:
                 self._controller.stateful = bool(self._optimizer.state)
+                if self._average is not None:
+                    self._controller.spare = max(0.0, self._average.lead)
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
             if record.accepted:

@@ -56,7 +56,9 @@ class Relaxation:
 
             def hook(stepped: Any, *_: Any) -> None:
                 relaxation = me()
-                if relaxation is not None and not inside_another_step(stepped):
+                if relaxation is None or not relaxation._within:
+                    return  # before the question below, which takes longer
+                if not inside_another_step(stepped):
                     relaxation._end()
 
             handle = optimizer.register_step_post_hook(undisturbed(hook))
@@ -84,8 +86,6 @@ class Relaxation:
     @torch.no_grad()
     def _end(self) -> None:
         """It has stepped."""
-        if not self._within:
-            return
         self._within = False
         if self.part < 1:
             torch._foreach_lerp_(self._parameters.tensors, self._views, 1 - self.part)

@@ -9,6 +9,7 @@ polynomial-decay averaging of Shamir & Zhang (ICML 2013, section 3), so that it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = ["WeightAverage"]
 _SHARE = 20  # the memory is one in so many of all steps
 _SAMPLES = 16  # of the weights in that time, if there are so many steps
 _FIRST_LOOK = 24  # steps; before that, training falls faster than noise matters
+_MOST = 1.0  # that one look says of the logarithm of the loss
 _SOONER, _LATER = 1.5, 2.0  # times the steps so far: the next look, after one that it won or lost
 
 
@@ -45,7 +47,7 @@ class WeightAverage:
         self._next_sample = 0  # steps
         self._last_sample = 0
         self._next_look = float(_FIRST_LOOK)
-        self._lead = 0.0  # of the mean: by how much its loss's logarithm is lower
+        self._lead = 0.0
         self._looks = 0
 
     @property
@@ -55,8 +57,8 @@ class WeightAverage:
 
     @property
     def lead(self) -> float:
-        """By how much the loss's logarithm was lower at the mean when both were looked at, or 0."""
-        return max(0.0, self._lead)
+        """By how much the loss's logarithm was lately lower at the mean than at the weights."""
+        return self._lead
 
     def step(self, count: int) -> None:
         """The optimizer has taken so many steps, and one just now."""
@@ -80,10 +82,12 @@ class WeightAverage:
         return count >= self._next_look and self._samples > 1
 
     def look(self, count: int, loss: float, at_mean: float) -> None:
-        """The losses that weights and mean have; one that is no number loses."""
-        lead = fall(loss, at_mean) if at_mean == at_mean else -1.0
-        self._lead = lead if self._looks == 0 else (self._lead + lead) / 2
-        self._looks += 1
+        """The losses at the weights and at the mean, which loses where its own is not finite."""
+        if math.isfinite(loss):
+            lead = fall(loss, at_mean) if math.isfinite(at_mean) else -_MOST
+            lead = min(_MOST, max(-_MOST, lead))
+            self._lead = lead if self._looks == 0 else (self._lead + lead) / 2
+            self._looks += 1
         self._next_look = (_SOONER if self._lead > 0 else _LATER) * count
 
     def state_dict(self) -> dict[str, Any]:

@@ -169,11 +169,13 @@ class Controller:
         """One optimizer step."""
         self._s.evaluations += 1
 
-    def spend(self, probes: int, forwards: int = 1) -> None:
-        """So many probes, each of so many forward passes."""
+    def spend(self, probes: int, forwards: int = 1, *, for_jumps: bool = True) -> None:
+        """So many probes, each of so many forward passes; the account pays those for jumps."""
         self._s.forwards = forwards
         cost = probes * forwards * FORWARD
         self._s.evaluations += cost
+        if not for_jumps:
+            return
         self._s.credit -= cost
         self._s.gained -= cost
 

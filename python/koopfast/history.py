@@ -152,6 +152,8 @@ class Counters:
     counted where it was and is counted again in ``jumps_rolled_back``. ``windows_split`` counts
     windows that began anew because a learning rate was changed or somebody else wrote weights,
     ``steps_shortened`` optimizer steps that went only a part of their way (``relax``).
+    ``lead_of_mean`` is by how much the loss's logarithm was lately lower at the mean of the weights
+    (``KoopmanTrainer.averaged``) than at the weights; negative where it was higher.
     """
 
     optimizer_steps: int = 0
@@ -162,6 +164,7 @@ class Counters:
     windows_split: int = 0
     steps_shortened: int = 0
     probe_evaluations: int = 0
+    lead_of_mean: float = 0.0
     evaluations_gained: float = 0.0
     seconds_gained: float = 0.0
     seconds_record: float = 0.0
@@ -230,8 +233,11 @@ class History:
         if isinstance(data, Mapping):
             data = {"forecasts": [], **data}
         top = _exactly(data, {"counters", "jumps", "epochs", "forecasts"}, "history")
+        counters = top["counters"]
+        if isinstance(counters, Mapping):
+            counters = {"lead_of_mean": 0.0, **counters}
         return cls(
-            counters=_parse(Counters, top["counters"], _COUNTER_FIELDS, "history.counters"),
+            counters=_parse(Counters, counters, _COUNTER_FIELDS, "history.counters"),
             jumps=_parse_all(JumpRecord, top["jumps"], _JUMP_FIELDS, "history.jumps"),
             epochs=_parse_all(EpochRecord, top["epochs"], _EPOCH_FIELDS, "history.epochs"),
             forecasts=_parse_all(Forecast, top["forecasts"], _FORECAST_FIELDS, "history.forecasts"),
@@ -256,6 +262,9 @@ class History:
         if c.evaluations_gained != 0:
             gained = f"{c.evaluations_gained:.0f} evaluations, {c.seconds_gained:.3g} s"
             rows.append(("gained (estimate)", gained))
+        if c.lead_of_mean > 0:
+            lower = f"loss {100 * -math.expm1(-c.lead_of_mean):.1f} % lower"
+            rows.append(("mean of the weights", f"{lower}: evaluate in trainer.averaged()"))
         if self.validation:
             step, value = self.validation[-1]
             rows.append(("last validation", f"{value:.6g} at step {step}"))
@@ -346,7 +355,7 @@ def _candidates(value: Any) -> tuple[tuple[int, float], ...]:
 _Parsers = Mapping[str, Callable[[Any], Any]]
 
 _COUNTER_FIELDS: _Parsers = {
-    f.name: (_number if f.name.startswith(("seconds_", "evaluations_")) else _integer)
+    f.name: (_number if isinstance(f.default, float) else _integer)
     for f in dataclasses.fields(Counters)
 }
 _EPOCH_FIELDS: _Parsers = {

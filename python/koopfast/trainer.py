@@ -52,8 +52,8 @@ class KoopmanTrainer(Engine):
             stay good; its ``predict`` does so only until the next snapshot is recorded.
         loggers: told of every jump tried (:mod:`koopfast.loggers`); empty at first.
         recalibrate: with ``batch_norm="recalibrate"`` and your own loop, set this to what passes
-            some batches through the model, ``lambda: [model(x) for x in batches]``. In
-            :meth:`fit` the batches that jumps are judged by serve where it is None.
+            some batches through the model, ``lambda: [model(x) for x in batches]``. Where it is
+            None, the batches serve that :meth:`fit` judges jumps by.
 
     A copy or a pickle of a trainer takes model and optimizer along and has no point to roll back
     to. If the trainer was attached so is the copy, but without the probe, which knows the
@@ -108,8 +108,9 @@ class KoopmanTrainer(Engine):
         )
 
     def _forward(self) -> Callable[[], object] | None:
-        held = self._held.forward(self._model) if self._fitting else None
-        return self.recalibrate if self.recalibrate is not None else held
+        if self.recalibrate is not None:
+            return self.recalibrate
+        return self._held.forward(self._model)
 
     @property
     def model(self) -> nn.Module:
@@ -300,10 +301,10 @@ class KoopmanTrainer(Engine):
         """The mean of the weights of the last twentieth of all steps, where its loss is lower.
 
         A rate that trains fast keeps the weights moving about where they would come to rest; their
-        mean is nearer to it. Evaluate and save the network in a ``with`` block of this; no optimizer
-        step is allowed there. At its end weights and buffers become again what they were, bit for
-        bit, and training goes on as if it had not been. After a jump the mean begins anew. Of
-        several processes all must come here.
+        mean is nearer to it. Evaluate and save the network in a ``with`` block of this; no
+        optimizer step is allowed there. At its end weights and buffers become again what they were,
+        bit for bit, and training goes on as if it had not been. After a jump the mean begins anew.
+        Of several processes all must come here.
 
         Args:
             probe: as for :meth:`after_step`; weights and mean are compared by it now. None takes
@@ -332,7 +333,6 @@ class KoopmanTrainer(Engine):
             >>> shown  # nothing was trained yet
             False
         """
-        self._refuse_reentry()
         check_probe(probe)
         if probe is None:
             probe = self._hook_probe if self._hook_probe is not None else self._held_probe
@@ -378,7 +378,8 @@ class KoopmanTrainer(Engine):
         if self._fitting:
             raise ConfigError("fit: already running in this trainer")
         self._fitting = True
-        self._held_probe = None if self._controller is None else self._held.probe(self._model, loss_fn)
+        if self._controller is not None:
+            self._held_probe = self._held.probe(self._model, loss_fn)
         try:
             _training_loop.run(
                 model=self._model,
