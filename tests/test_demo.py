@@ -19,6 +19,7 @@ import torch
 
 from koopfast import demo
 from koopfast._files import write_json
+from koopfast.config import KoopmanConfig
 from koopfast.data import Mnist
 from koopfast.demo.figures import save_picture
 from koopfast.demo.page import demo_page
@@ -69,8 +70,7 @@ def data_dir(digits: Mnist, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short() -> TaskResult:
     """A few steps with one optimizer."""
     task = OscillatorTask(steps=40)
-    task.overrides = {"window": 5, "stride": 2}
-    result = race(task, "Adam")
+    result = race(task, "Adam", config=KoopmanConfig(window=5, stride=2))
     stretch = measure_stretch(task, "Adam", result.middle, result.config, repeats=1)
     return TaskResult(task, [result], [stretch])
 
@@ -108,8 +108,7 @@ def test_quick_demo_writes_page_picture_and_numbers(
 
 def test_runs_are_the_same_until_the_first_jump(digits: Mnist) -> None:
     task = DigitsTask(digits, steps=70, width=8, batch=10, probe=50, scored=50)
-    task.overrides = {"window": 10, "stride": 6}
-    result = race(task, "Adam", chunk=10)
+    result = race(task, "Adam", chunk=10, config=KoopmanConfig(window=10, stride=6))
     first = result.history.jumps[0].step
     assert first == 60
     for plain, koopman in zip(result.plain.scores[:6], result.koopman.scores[:6], strict=True):
@@ -120,8 +119,8 @@ def test_runs_are_the_same_until_the_first_jump(digits: Mnist) -> None:
 def test_a_race_can_be_repeated(digits: Mnist) -> None:
     def scores() -> list[float]:
         task = DigitsTask(digits, steps=60, width=8, batch=10, probe=50, scored=50, seed=3)
-        task.overrides = {"window": 10, "stride": 2}
-        return race(task, "Adagrad", seed=3).koopman.scores
+        config = KoopmanConfig(window=10, stride=2)
+        return race(task, "Adagrad", seed=3, config=config).koopman.scores
 
     before = torch.random.get_rng_state()
     assert scores() == scores()
@@ -138,8 +137,7 @@ def test_batches_go_through_all_digits_and_then_again(digits: Mnist) -> None:
 
 def test_stretch_ends_where_the_plain_run_went(digits: Mnist) -> None:
     task = DigitsTask(digits, steps=80, width=8, batch=10, probe=50, scored=50)
-    task.overrides = {"window": 10, "stride": 2}
-    result = race(task, "Adagrad", chunk=20)
+    result = race(task, "Adagrad", chunk=20, config=KoopmanConfig(window=10, stride=2))
     assert result.middle.step == 40
     stretch = measure_stretch(task, "Adagrad", result.middle, result.config, repeats=1)
     assert stretch.first == 40

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 import pydoc_data.topics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,6 @@ class PoissonTask(FullBatchTask):
     description = "A physics-informed network of two hidden layers solves -u'' = f on [0, 1]."
     score_label = "mean squared residual"
     outcome_label = "root mean squared error of u"
-    overrides: Mapping[str, Any] = {}
 
     def __init__(self, steps: int, points: int = 64, width: int = 16) -> None:
         self.steps = steps
@@ -192,7 +190,6 @@ class TextTask(Task):
     description = "A small causal transformer reads the texts that Python's help() shows."
     score_label = "cross-entropy"
     outcome_label = "accuracy on held-out text"
-    overrides: Mapping[str, Any] = {}
 
     def __init__(self, steps: int, seed: int, batch: int = 16, length: int = 48) -> None:
         self.steps = steps
@@ -268,7 +265,6 @@ def _on_digits(
         probe=part,
         scored=count if batch == count else scored,
         seed=seed,
-        overrides={},
     )
 
 

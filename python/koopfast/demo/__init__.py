@@ -82,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
         races = [race.race(task, name, seed=args.seed) for name in race.OPTIMIZERS]
         repeats = 1 if args.quick else 7
         stretches = [
-            stretch.measure_stretch(task, r.optimizer, r.middle, r.config, repeats=repeats)
+            stretch.measure_stretch(
+                task, r.optimizer, r.middle, r.config.replace(**task.stretch), repeats=repeats
+            )
             for r in races
         ]
         done.append(results.TaskResult(task, races, stretches))
@@ -136,5 +138,5 @@ def _quick_digits(digits: Mnist, seed: int) -> Task:
 
     few = {"average": True, "stride": 4, "window": 10}
     return DigitsTask(
-        digits, steps=100, width=16, batch=10, probe=50, scored=50, seed=seed, overrides=few
+        digits, steps=100, width=16, batch=10, probe=50, scored=50, seed=seed, stretch=few
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_curves", "draw_solutions", "draw_times", "draw_weights", "save_picture"]
 
 _MOST_WEIGHTS = 1500
-_NAMES = {"plain": "plain", "koopman": "with jumps"}
+_NAMES = {"plain": "plain", "koopman": "with koopfast"}
 
 
 def draw_curves(result: TaskResult) -> Drawing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -40,7 +41,7 @@ class Run:
     Attributes:
         steps: optimizer steps after which `scores` were taken: 0, the end of every chunk, and
             each kept jump.
-        scores: the task's score there.
+        scores: the task's score there; with a trainer, at the weights that its `averaged` shows.
         seconds: wall time spent on training up to there, scores not included.
         gradients: gradient evaluations in all.
         probes: evaluations of the probe in all (forward passes, no gradient of the weights).
@@ -91,12 +92,14 @@ class RaceResult:
 class _Contestant:
     """A network in training, its clock and its scores."""
 
-    def __init__(self, task: Task, optimizer: str, seed: int, koopman: bool) -> None:
+    def __init__(
+        self, task: Task, optimizer: str, seed: int, config: KoopmanConfig | None = None
+    ) -> None:
         self.task = task
         self.model = task.build(seed)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.trainer = (
-            KoopmanTrainer(self.model, self.optimizer, **task.overrides) if koopman else None
+            None if config is None else KoopmanTrainer(self.model, self.optimizer, config)
         )
         self.step = 0
         self.clock = 0.0
@@ -129,29 +132,45 @@ class _Contestant:
         probes = 0
         if self.trainer is not None:
             probes = self.trainer.history.counters.probe_evaluations
-        return Run(
-            steps=self.steps,
-            scores=self.scores,
-            seconds=self.seconds,
-            gradients=self.step,
-            probes=probes,
-            outcome=self.task.outcome(self.model),
-            model=self.model,
-        )
+        with self._shown():
+            return Run(
+                steps=self.steps,
+                scores=self.scores,
+                seconds=self.seconds,
+                gradients=self.step,
+                probes=probes,
+                outcome=self.task.outcome(self.model),
+                model=copy.deepcopy(self.model),
+            )
+
+    def _shown(self) -> AbstractContextManager[object]:
+        """The weights that somebody would evaluate are in the model."""
+        return nullcontext() if self.trainer is None else self.trainer.averaged()
 
     def _take_score(self) -> None:
         self.steps.append(self.step)
         self.seconds.append(self.clock)
-        self.scores.append(self.task.score(self.model))
+        with self._shown():
+            self.scores.append(self.task.score(self.model))
 
     def _probe(self) -> torch.Tensor:
         return self.task.probe(self.model)
 
 
-def race(task: Task, optimizer: str, *, seed: int = 0, chunk: int = 40) -> RaceResult:
-    """Train both ways for `task.steps` steps, in turns of `chunk` steps, under a progress bar."""
-    plain = _Contestant(task, optimizer, seed, koopman=False)
-    koopman = _Contestant(task, optimizer, seed, koopman=True)
+def race(
+    task: Task,
+    optimizer: str,
+    *,
+    seed: int = 0,
+    chunk: int = 40,
+    config: KoopmanConfig | None = None,
+) -> RaceResult:
+    """Train both ways for `task.steps` steps, in turns of `chunk` steps, under a progress bar.
+
+    `config` is that of the trainer; None means its defaults.
+    """
+    plain = _Contestant(task, optimizer, seed)
+    koopman = _Contestant(task, optimizer, seed, KoopmanConfig() if config is None else config)
     trainer = koopman.trainer
     assert trainer is not None
     middle = plain.checkpoint()

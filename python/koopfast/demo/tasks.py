@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Task(ABC):
         name: short, for keys and titles.
         title, description: for the report.
         steps: optimizer steps of a run.
-        overrides: fields of KoopmanConfig that differ from the defaults.
+        stretch: fields of KoopmanConfig for the window of :mod:`koopfast.demo.stretch`, where they
+            differ from those of the runs.
         score_label, outcome_label: what `score` and `outcome` are.
     """
 
@@ -37,7 +39,7 @@ class Task(ABC):
     title: str
     description: str
     steps: int
-    overrides: Mapping[str, Any]
+    stretch: Mapping[str, Any] = MappingProxyType({})
     score_label: str
     outcome_label: str
 
@@ -92,7 +94,6 @@ class OscillatorTask(FullBatchTask):
     title = "Differential-equation solver"
     score_label = "mean squared residual"
     outcome_label = "mean error of x, p"
-    overrides: Mapping[str, Any] = {}
 
     def __init__(self, steps: int = 8000, problem: Oscillator | None = None) -> None:
         self.steps = steps
@@ -136,22 +137,22 @@ class DigitsTask(Task):
     outcome_label = "test accuracy"
     # Minibatches make every step noisy, so a snapshot is the mean over 20 of them, and a window of
     # 30 snapshots one pass through the 60,000 digits.
-    overrides: Mapping[str, Any] = {"average": True, "stride": 20, "window": 30}
+    stretch: Mapping[str, Any] = MappingProxyType({"average": True, "stride": 20, "window": 30})
 
     def __init__(
         self,
         digits: Mnist,
         *,
-        steps: int = 3300,  # ends half a window after the last jump, not right behind it
+        steps: int = 3300,
         width: int = 100,
         batch: int = 100,
         probe: int = 1000,
         scored: int = 5000,
         seed: int = 0,
-        overrides: Mapping[str, Any] | None = None,
+        stretch: Mapping[str, Any] | None = None,
     ) -> None:
         self.steps = steps
-        self.overrides = self.overrides if overrides is None else overrides
+        self.stretch = self.stretch if stretch is None else stretch
         self.width = width
         self.images = _normalized(digits.train_images)
         self.labels = digits.train_labels
