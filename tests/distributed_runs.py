@@ -456,6 +456,37 @@ def elsewhere() -> Any:
     return training.run(20) | {"recorded": recorded, "warnings": messages}
 
 
+def ddp_averaged(alone: bool = False) -> Any:
+    return averaged(replica(alone))
+
+
+def fsdp_averaged(alone: bool = False) -> Any:
+    return averaged(network() if alone else fully_sharded(network()))
+
+
+def averaged(model: nn.Module) -> Any:
+    """Noisy training without jumps, the mean of its weights, and one that a checkpoint gives."""
+    training = Training(model, batch(), window="auto", stride="auto", cooldown=10**6)
+    trainer, target = training.trainer, training.y
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(60):
+        training.y = target + torch.randn(target.shape, generator=generator, dtype=target.dtype)
+        training.step()
+        training.y = target
+        trainer.after_step(lambda: -1.0)  # no weights are better than others
+    before = [whole(p) for p in model.parameters()]
+    with trainer.averaged(iter((1.0, 0.5)).__next__) as shown:
+        mean = [whole(p) for p in model.parameters()]
+    same = all(
+        torch.equal(whole(p), old) for p, old in zip(model.parameters(), before, strict=True)
+    )
+    kept = koopfast.checkpoint.Stateful(trainer)
+    kept.load_state_dict(kept.state_dict())
+    with trainer.averaged() as again:
+        pass
+    return training.told() | {"shown": shown, "mean": mean, "same": same, "again": again}
+
+
 # A process is killed. FOLDER/killed.pt is what remains.
 
 

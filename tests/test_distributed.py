@@ -40,7 +40,16 @@ ODD = (
     "fsdp_written",
     "frameworks",
 )
-OTHERS = ("nothing_said", "traffic", "judged_traffic", "elsewhere", "refusals", "resumed")
+AVERAGED = ("ddp_averaged", "fsdp_averaged")
+OTHERS = (
+    *AVERAGED,
+    "nothing_said",
+    "traffic",
+    "judged_traffic",
+    "elsewhere",
+    "refusals",
+    "resumed",
+)
 CASES = {
     2: (*DDP, "fsdp", "tp", "dcp", *ODD, *OTHERS),
     4: ("hsdp", "tp_fsdp", "operators", "operators_of_meshes", "dcp_loaded"),
@@ -151,6 +160,17 @@ def assert_as_alone(results: list[dict[str, Any]], case: str) -> None:
     assert decisions(results[0]) == decisions(alone)
     assert sum(jump[1] for jump in alone["jumps"]) > 1
     assert relative_error(flat(results[0])[None], flat(alone)[None]) < SHARDED
+
+
+@pytest.mark.parametrize("case", AVERAGED)
+def test_the_mean_of_the_weights_is_that_of_one_process(two: Results, case: str) -> None:
+    alone = getattr(distributed_runs, case)(alone=True)
+    for result in two(case):
+        assert result["shown"]
+        assert result["same"]
+        assert not result["again"]
+        for one, other in zip(result["mean"], alone["mean"], strict=True):
+            assert relative_error(one.flatten()[None], other.flatten()[None]) < SHARDED
 
 
 @pytest.mark.parametrize("case", ODD)

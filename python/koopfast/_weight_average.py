@@ -130,8 +130,7 @@ class WeightAverage:
                     f"state['average']['mean']: expected ({n},) of {self._dtype}, or None"
                 )
             self._allocate().copy_(mean)
-        self._samples = state["samples"] if mean is not None and not elsewhere else 0
-        self._next_sample = state["next_sample"]
+            self._samples, self._next_sample = state["samples"], state["next_sample"]
         self._last_sample = state["last_sample"]
         self._next_look = state["next_look"]
         self._lead, self._looks = state["lead"], state["looks"]

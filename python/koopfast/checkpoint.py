@@ -112,7 +112,8 @@ class Stateful:
     A new trainer has no snapshots for DCP to fill, so the trainer's state is one value, not a tree
     of tensors. Only of sharded parameters the window is saved as distributed tensors, one a
     parameter, each rank its own part: also another number of processes, and another sharding, goes
-    on in the middle of it. The way back from a jump that is not judged yet is not saved then.
+    on in the middle of it. The way back from a jump that is not judged yet is not saved then, and
+    the mean of the weights begins anew.
 
     Args:
         trainer: whose state to save or load.
@@ -132,6 +133,8 @@ class Stateful:
             kept |= {"count": len(saved["snapshots"]), "summed": saved["sum"] is not None}
             state |= {"snapshots": kept, "undo": None, "layout": ""}
             state |= {"noted": None, "increment": None}
+            if state["average"] is not None:
+                state["average"] = {**state["average"], "mean": None}
         file = io.BytesIO()
         torch.save(state, file)
         return {KEY: file.getvalue(), **(window or {})}
