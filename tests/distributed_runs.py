@@ -475,7 +475,12 @@ def averaged(model: nn.Module) -> Any:
         training.y = target
         trainer.after_step(lambda: -1.0)  # no weights are better than others
     before = [whole(p) for p in model.parameters()]
-    with trainer.averaged(iter((1.0, 0.5)).__next__) as shown:
+    with torch.no_grad():  # which leaves sharded parameters together
+        loss = training.loss()
+        with trainer.averaged(iter((1.0, 0.5)).__next__) as shown:
+            other = training.loss()
+        assert training.loss() == loss != other
+    with trainer.averaged(iter((1.0, 0.5)).__next__):
         mean = [whole(p) for p in model.parameters()]
     same = all(
         torch.equal(whole(p), old) for p, old in zip(model.parameters(), before, strict=True)

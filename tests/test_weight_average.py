@@ -6,12 +6,14 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import koopfast
 from koopfast import ConfigError, KoopmanTrainer
 from koopfast._weight_average import WeightAverage
 from koopfast.controller import Controller
@@ -80,11 +82,12 @@ def test_at_first_and_after_a_jump_it_is_the_plain_mean_of_what_came_since() -> 
     assert average.mean is not None
     assert average.mean.tolist() == pytest.approx([6.0] * 3)  # no memory yet: the last weights
     average.forget()
-    assert average.mean is None
-    for step, value in enumerate((1.0, 2.0, 6.0), start=1000):
+    for step, value in ((1000, 1.0), (1001, 2.0), (1003, 6.0)):  # a sample in three steps
+        assert average.mean is None
         _put(p, value)
         average.step(step)
-    assert average.mean.tolist() == pytest.approx([1.0] * 3)  # one sample in three steps
+    assert average.mean is not None
+    assert average.mean.tolist() == pytest.approx([3.5] * 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -256,18 +259,20 @@ def test_none_is_kept_where_none_is_wanted(overrides: dict[str, Any]) -> None:
 
 def test_statistics_of_batches_are_those_of_the_mean() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
     trainer = KoopmanTrainer(model, optimizer, batch_norm="recalibrate")
     batches = [(torch.randn(16, 3), torch.randn(16, 1)) for _ in range(8)]
     trainer.fit(batches, nn.functional.mse_loss, epochs=30)
     normalization = model[1]
     statistics = copy.deepcopy(normalization.state_dict())
     shows = iter((1.0, 0.5))
+    stream = torch.get_rng_state()
     with trainer.averaged(lambda: next(shows)) as shown:
         assert shown
         assert int(normalization.num_batches_tracked) == 3  # those that fit() holds
         assert not torch.equal(normalization.running_mean, statistics["running_mean"])
+    assert torch.equal(torch.get_rng_state(), stream)
     for name, value in statistics.items():
         assert torch.equal(normalization.state_dict()[name], value)
 
@@ -299,12 +304,106 @@ def test_a_state_from_before_there_was_a_mean_is_read() -> None:
     with resumed.averaged() as shown:
         assert not shown
     step()
+    _, without, _, _ = _noisy(0, weight_average=False)
+    without.load_state_dict(state)
+    assert without.state_dict()["average"] is None
+
+
+@pytest.mark.parametrize("steps", [0, 1, 100])
+def test_weights_that_somebody_else_wrote_end_the_mean(steps: int) -> None:
+    model, trainer, step, _ = _noisy(1000)
+    trainer._idle = 10**6  # in a pause, too
+    step()
+    with torch.no_grad():
+        model.weight.fill_(100.0)
+    if steps == 0:
+        weights = model.weight.detach().clone()
+        with pytest.warns(koopfast.KoopmanWarning, match="changed"), trainer.averaged() as shown:
+            assert torch.equal(model.weight, weights)
+        assert not shown
+        return
+    with pytest.warns(koopfast.KoopmanWarning, match="changed between"):
+        step()
+    for _ in range(1, steps):
+        step()
+    with trainer.averaged() as shown:
+        assert not shown  # nothing was compared since
+
+
+def test_a_trainer_that_was_switched_off_shows_nothing_of_before() -> None:
+    _, trainer, step, _ = _noisy(1000)
+    trainer.enabled = False
+    trainer.enabled = True
+    for _ in range(5):
+        step()
+    with trainer.averaged() as shown:
+        assert not shown
+
+
+def test_an_autocast_region_around_the_block_sees_its_weights() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
+    trainer = KoopmanTrainer(model, optimizer)
+    x = torch.ones(2, 4)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        trainer.after_step(lambda: model(x).square().sum())
+    losses = iter((1.0, 0.5))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model(x)
+        with trainer.averaged(losses.__next__) as shown:
+            within = model(x)
+        after = model(x)
+    assert shown
+    assert not torch.equal(before, within)
+    assert torch.equal(before, after)
+
+
+def test_the_block_may_be_in_inference_mode() -> None:
+    model, trainer, step, loss = _noisy(400)
+    weights = model.weight.detach().clone()
+
+    def needs_gradients() -> Tensor:
+        value = loss()
+        torch.autograd.grad(value, model.weight)
+        return value
+
+    with torch.inference_mode(), trainer.averaged(needs_gradients) as shown:
+        assert shown
+        assert not torch.equal(model.weight, weights)
+    assert torch.equal(model.weight, weights)
+    step()
+
+
+def test_fit_and_checkpoints_are_refused_in_the_block(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    trainer = KoopmanTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    batches = [(torch.randn(4, 3), torch.randn(4, 1)) for _ in range(8)]
+    trainer.fit(batches, nn.functional.mse_loss, epochs=3)
+    grad = model.weight.grad
+    with trainer.averaged():
+        with pytest.raises(ConfigError, match="leave the `with"):
+            trainer.fit(list(batches), nn.functional.mse_loss)
+        with pytest.raises(ConfigError, match="leave the `with"):
+            koopfast.save_checkpoint(tmp_path / "run.pt", trainer)
+    assert model.weight.grad is grad
+    assert not list(tmp_path.iterdir())
+    with trainer.averaged():
+        pass
+    with pytest.raises(ConfigError, match="epochs"):
+        KoopmanTrainer(model, trainer.optimizer).fit(batches, nn.functional.mse_loss, epochs=0)
 
 
 def _malformed() -> Iterator[tuple[str, Any]]:
     yield "mean", torch.zeros(3)
     yield "mean", "none"
     yield "samples", 1.5
+    yield "samples", -1
+    yield "lead", float("nan")
+    yield "next_look", float("inf")
     yield "lead", None
     yield "looks", True
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any, Literal, TypeVar
 
@@ -191,6 +191,8 @@ class Engine:
             self._compare(self._rehearsal, probe)
         if self._idle > 0:
             self._idle -= 1
+            if self._average is not None and self._average.lead > 0:
+                self._weight_watch.note()  # whoever writes weights now spoils their mean
             return None
         if rate_changed:
             self._break(_RATE)
@@ -284,31 +286,47 @@ class Engine:
     def _show_average(self, probe: Probe | None) -> Iterator[bool]:
         """The mean of the weights in the model, if it leads; then all is as before."""
         self._refuse_reentry()
-        average, parameters = self._average, self._parameters
-        mean = None if average is None else average.mean
-        parameters.check_unchanged(self._model)
-        savepoint = self._savepoint()
+        with _outside_inference():
+            self._team.prepare()
+            self._parameters.check_unchanged(self._model)
+            if not self._step_watch.began and self._weight_watch.compare():
+                self._break(WRITTEN)
+            self._split_where_broken()
+            savepoint = self._savepoint()
+        shown = False
         try:
             self._jumping = True
-            shown = average is not None and mean is not None and average.lead > 0
-            self._guard.recalibration = recalibration = self._recalibration()
-            if mean is not None and probe is not None:
-                looks = (
-                    self._guard.look(savepoint, probe),
-                    self._guard.look_at(parameters, mean, savepoint, probe),
-                )
-                shown = fall(looks[0].loss, looks[1].loss) > 0
-                for look in looks:
-                    self._count(look)
-            if shown and mean is not None:
-                parameters.write(mean, backup=False)
-                if recalibration is not None:
-                    recalibration.run()
+            with _outside_inference():
+                mean = self._leading_mean(savepoint, probe)
+                shown = mean is not None
+                if mean is not None:
+                    self._parameters.write(mean, backup=False)
+                    torch.clear_autocast_cache()
+                    self._guard.recalibrate(savepoint)
             self._jumping, self._showing = False, True
             yield shown
         finally:
             self._jumping = self._showing = False
-            restore_all(savepoint.weights, savepoint.buffers)
+            try:
+                self._team.prepare()
+            finally:
+                restore_all(*([savepoint.weights] if shown else []), savepoint.buffers)
+                torch.clear_autocast_cache()
+
+    def _leading_mean(self, savepoint: Savepoint, probe: Probe | None) -> Tensor | None:
+        """The mean of the weights, if its loss is lower: now, or without a probe when last seen."""
+        average = self._average
+        if average is None or average.mean is None:
+            return None
+        self._guard.recalibration = self._recalibration()
+        lead = average.lead
+        if probe is not None:
+            here = self._guard.look(savepoint, probe)
+            there = self._guard.look_at(self._parameters, average.mean, savepoint, probe)
+            self._count(here)
+            self._count(there)
+            lead = fall(here.loss, there.loss)
+        return average.mean if lead > 0 else None
 
     def _count(self, look: Look) -> None:
         """Enter a look that no record of a jump holds."""
@@ -454,7 +472,7 @@ class Engine:
             savepoint = savepoint or self._savepoint()
             if self._controller is not None:
                 self._controller.stateful = bool(self._optimizer.state)
-                if self._average is not None:
+                if self._average is not None:  # one begun anew has as much noise to leave out
                     self._controller.spare = max(0.0, self._average.lead)
             record = self._attempt(probe, savepoint, look)
             treatment = self._treatment(record, optimizer_state)
@@ -626,7 +644,8 @@ class Engine:
         if self._rehearsal is not None:
             self._rehearsal.forget()
         self._shorter = None
-        self._forget_average()
+        if self._average is not None:
+            self._average.start_over()
         self._restart_window()
 
     def _forget_average(self) -> None:
@@ -837,6 +856,11 @@ class Engine:
             schedule=self._schedule,
             undo=self._undo_state(),
         )
+
+
+def _outside_inference() -> AbstractContextManager[object]:
+    """Tensors made in inference mode could not be written to outside of it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _schedule(controller: Controller | None, rehearsal: Rehearsal | None) -> Schedule | None:

@@ -50,9 +50,14 @@ class HeldBatches:
         if self._open and len(self._batches) < _MOST_HELD:
             self._batches.append((x, y))
 
+    @property
+    def any(self) -> bool:
+        """Whether one is held."""
+        return bool(self._batches)
+
     def forward(self, model: nn.Module) -> Callable[[], object] | None:
         """Passes them through the model; None where none are held."""
-        return (lambda: [model(x) for x, _ in self._batches]) if self._batches else None
+        return (lambda: [model(x) for x, _ in self._batches]) if self.any else None
 
     def probe(
         self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]

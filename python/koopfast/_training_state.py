@@ -42,6 +42,8 @@ _KEYS = {
     "average",
     "layout",
 }
+# Fields of the configuration that may be others than those saved: what they keep begins anew.
+_FREE = ("weight_average",)
 # Differences listed in a message; a thousand of them help nobody.
 _MOST_LISTED = 8
 
@@ -196,6 +198,7 @@ def _config_differences(saved: Any, config: KoopmanConfig) -> list[str]:
     pairs = (
         (field.name, getattr(other, field.name), getattr(config, field.name))
         for field in dataclasses.fields(config)
+        if field.name not in _FREE
     )
     return [
         f"{name}: saved {was!r}, this trainer has {now!r}" for name, was, now in pairs if was != now

@@ -46,14 +46,14 @@ class WeightAverage:
         self._samples = 0  # in the mean
         self._next_sample = 0  # steps
         self._last_sample = 0
-        self._next_look = float(_FIRST_LOOK)
+        self._next_look = 0.0
         self._lead = 0.0
         self._looks = 0
 
     @property
     def mean(self) -> Tensor | None:
-        """Flat (n,); None before the first sample. Written to by the next one."""
-        return self._mean if self._samples > 0 else None
+        """Flat (n,); None of fewer than two samples. Written to by the next one."""
+        return self._mean if self._samples > 1 else None
 
     @property
     def lead(self) -> float:
@@ -74,12 +74,17 @@ class WeightAverage:
         self._next_sample = count + max(1, int(memory / _SAMPLES))
 
     def forget(self) -> None:
-        """The weights are elsewhere now: the next sample begins a new mean."""
+        """A jump was made: the next sample begins a new mean, which has the same noise to lose."""
         self._samples = self._next_sample = 0
+
+    def start_over(self) -> None:
+        """Nothing that was seen tells of the weights to come."""
+        self.forget()
+        self._lead, self._looks, self._next_look = 0.0, 0, 0.0
 
     def wants_look(self, count: int) -> bool:
         """Whether it is to be compared with the weights, after so many steps."""
-        return count >= self._next_look and self._samples > 1
+        return count >= max(self._next_look, _FIRST_LOOK) and self._samples > 1
 
     def look(self, count: int, loss: float, at_mean: float) -> None:
         """The losses at the weights and at the mean, which loses where its own is not finite."""
@@ -93,7 +98,7 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Any]:
         """The state as numbers and a tensor."""
         return {
-            "mean": None if self.mean is None else self.mean.clone(),
+            "mean": self._mean.clone() if self._mean is not None and self._samples > 0 else None,
             "samples": self._samples,
             "next_sample": self._next_sample,
             "last_sample": self._last_sample,
@@ -120,8 +125,12 @@ class WeightAverage:
         for name in known:
             value = state[name]
             kind = (int, float) if isinstance(known[name], float) else int
-            if name != "mean" and (isinstance(value, bool) or not isinstance(value, kind)):
-                raise CheckpointError(f"state['average'][{name!r}]: expected a number")
+            if name == "mean":
+                continue
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            least = -math.inf if name == "lead" else 0
+            if not number or not math.isfinite(value) or value < least:
+                raise CheckpointError(f"state['average'][{name!r}]: got {value!r}")
         mean = state["mean"]
         if mean is not None and not elsewhere:
             n = self._parameters.n

@@ -40,7 +40,8 @@ def save_checkpoint(path: str | os.PathLike[str], trainer: KoopmanTrainer, **oth
         The path written.
 
     Raises:
-        ConfigError: ``path`` is no file name, or one of ``others`` has no ``state_dict``.
+        ConfigError: ``path`` is no file name, one of ``others`` has no ``state_dict``, or the mean
+            of the weights is in the model (``averaged``), from which nothing can be resumed.
         OSError: it cannot be written; what was there is still there.
 
     Example:
@@ -51,6 +52,7 @@ def save_checkpoint(path: str | os.PathLike[str], trainer: KoopmanTrainer, **oth
         ...     load_checkpoint(save_checkpoint(f"{folder}/run.pt", trainer), trainer)
     """
     parts = _parts(trainer, others)
+    trainer._refuse_reentry()
     content = {
         "format": _FORMAT,
         "random": random_state(),

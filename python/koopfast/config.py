@@ -114,7 +114,8 @@ class KoopmanConfig(FitOptions):
         weight_average: follow the mean of the weights of the last twentieth of all steps, for
             ``with trainer.averaged()``: where the noise of batches is what limits the loss, the
             mean has a lower one, and a jump must gain more than that. Takes the room of the weights
-            once more, on their device. Only where the stride sets itself.
+            once more, on their device. Only where the stride sets itself (so not with a horizon,
+            ``guard="finite"``, ``streaming`` or ``dry_run``).
         overhead: share of the training time that recording, fitting, predicting and probing may
             take beyond what jumps are seen to save, by the clock, beside the bound by counts that
             always holds; the first tenth of a second is free, and what interrupts training (a

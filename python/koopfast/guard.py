@@ -216,6 +216,18 @@ class Guard:
         found = team.mean(team.agreed(losses))
         return found, statistics[0] if statistics else None
 
+    def recalibrate(self, savepoint: Savepoint) -> None:
+        """Compute statistics of batches for the weights in place, where that is wanted."""
+        recalibration, team = self.recalibration, self.team
+        if recalibration is None:
+            return
+
+        def work() -> None:
+            with team.probing():
+                self._recalibrated(recalibration, savepoint)
+
+        team.agreed(work)
+
     def _recalibrated(self, recalibration: Recalibration, savepoint: Savepoint) -> Buffers:
         savepoint.gradients.hide()
         torch.clear_autocast_cache()

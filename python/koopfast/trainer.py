@@ -301,10 +301,11 @@ class KoopmanTrainer(Engine):
         """The mean of the weights of the last twentieth of all steps, where its loss is lower.
 
         A rate that trains fast keeps the weights moving about where they would come to rest; their
-        mean is nearer to it. Evaluate and save the network in a ``with`` block of this; no
-        optimizer step is allowed there. At its end weights and buffers become again what they were,
-        bit for bit, and training goes on as if it had not been. After a jump the mean begins anew.
-        Of several processes all must come here.
+        mean is nearer to it. Evaluate the network and save ``model.state_dict()`` in a ``with``
+        block of this; no optimizer step is allowed there, nor a checkpoint to resume from. At its
+        end weights and buffers become again what they were, bit for bit, also if others were loaded
+        meanwhile, and training goes on as if it had not been. After a jump the mean begins anew. Of
+        several processes all must come here.
 
         Args:
             probe: as for :meth:`after_step`; weights and mean are compared by it now. None takes
@@ -335,7 +336,8 @@ class KoopmanTrainer(Engine):
         """
         check_probe(probe)
         if probe is None:
-            probe = self._hook_probe if self._hook_probe is not None else self._held_probe
+            held = self._held_probe if self._held.any else None
+            probe = self._hook_probe if self._hook_probe is not None else held
         return self._show_average(probe)
 
     # The whole loop
@@ -375,6 +377,7 @@ class KoopmanTrainer(Engine):
             ConfigError: an argument cannot work, or a batch is not a pair.
             Exception: whatever model, loss, loader or ``validate`` raise; the trainer can go on.
         """
+        self._refuse_reentry()
         if self._fitting:
             raise ConfigError("fit: already running in this trainer")
         self._fitting = True
