@@ -342,7 +342,7 @@ def test_a_trainer_that_was_switched_off_shows_nothing_of_before() -> None:
 
 def test_an_autocast_region_around_the_block_sees_its_weights() -> None:
     model = nn.Linear(4, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=5e-4)
     trainer = KoopmanTrainer(model, optimizer)
     x = torch.ones(2, 4)
     for _ in range(60):
