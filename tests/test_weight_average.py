@@ -65,6 +65,7 @@ def _put(p: Tensor, value: float) -> None:
 def test_the_memory_is_a_twentieth_of_all_steps() -> None:
     p, vector = _vector()
     average = WeightAverage(vector)
+    average.reserve()
     for step in range(1, 4001):
         _put(p, float(step))
         average.step(step)
@@ -75,6 +76,7 @@ def test_the_memory_is_a_twentieth_of_all_steps() -> None:
 def test_at_first_and_after_a_jump_it_is_the_plain_mean_of_what_came_since() -> None:
     p, vector = _vector()
     average = WeightAverage(vector)
+    average.reserve()
     assert average.mean is None
     for step, value in enumerate((1.0, 2.0, 6.0), start=1):
         _put(p, value)
@@ -94,6 +96,7 @@ def test_at_first_and_after_a_jump_it_is_the_plain_mean_of_what_came_since() -> 
 def test_of_16_bits_the_mean_has_32(dtype: torch.dtype) -> None:
     p, vector = _vector(dtype)
     average = WeightAverage(vector)
+    average.reserve()
     for step in range(1, 1001):
         _put(p, 1.0 + 2**-7 * (step % 2))
         average.step(step)
@@ -105,6 +108,7 @@ def test_of_16_bits_the_mean_has_32(dtype: torch.dtype) -> None:
 def test_complex_and_mixed_parameters_have_a_mean_too() -> None:
     real, turning = nn.Parameter(torch.ones(2)), nn.Parameter(torch.full((2,), 1j))
     average = WeightAverage(ParameterVector([("real", real), ("turning", turning)]))
+    average.reserve()
     for step in range(1, 100):
         average.step(step)
     assert average.mean is not None
@@ -328,6 +332,29 @@ def test_weights_that_somebody_else_wrote_end_the_mean(steps: int) -> None:
         step()
     with trainer.averaged() as shown:
         assert not shown  # nothing was compared since
+
+
+def test_where_there_is_no_room_none_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("not enough memory")
+
+    average = WeightAverage(_vector()[1])
+    with monkeypatch.context() as patched, pytest.raises(MemoryError, match="room for 3 weights"):
+        patched.setattr(torch, "empty", full)
+        average.reserve()
+
+    def refuse(_: WeightAverage) -> None:
+        raise MemoryError("no room")
+
+    _, trainer, step, loss = _noisy(0)
+    monkeypatch.setattr(WeightAverage, "reserve", refuse)
+    with pytest.warns(koopfast.KoopmanWarning, match="no room; no mean"):
+        step()
+    for _ in range(30):
+        step()
+    with trainer.averaged(loss) as shown:
+        assert not shown
+    assert trainer.history.jumps
 
 
 def test_a_trainer_that_was_switched_off_shows_nothing_of_before() -> None:

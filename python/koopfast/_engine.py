@@ -186,7 +186,7 @@ class Engine:
         if not self._enabled:
             return None
         if self._average is not None:
-            self._average.step(counters.optimizer_steps)
+            self._follow_mean(self._average)
         if self._rehearsal is not None and self._rehearsal.due(counters.optimizer_steps):
             self._compare(self._rehearsal, probe)
         if self._idle > 0:
@@ -281,6 +281,16 @@ class Engine:
         self._count(there)
         average.look(steps, look.loss, there.loss)
         self.history.counters.lead_of_mean = average.lead
+
+    def _follow_mean(self, average: WeightAverage) -> None:
+        """After a step; where there is no room for the mean, on any process, none is kept."""
+        try:
+            if not average.reserved:
+                self._team.agreed(average.reserve, MemoryError)
+            average.step(self.history.counters.optimizer_steps)
+        except MemoryError as error:
+            self._average = None
+            self._notices.warn("no_mean", f"{error}; no mean of the weights is kept")
 
     @contextmanager
     def _show_average(self, probe: Probe | None) -> Iterator[bool]:

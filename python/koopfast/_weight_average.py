@@ -60,6 +60,27 @@ class WeightAverage:
         """By how much the loss's logarithm was lately lower at the mean than at the weights."""
         return self._lead
 
+    @property
+    def reserved(self) -> bool:
+        """Whether there is room for the mean; until then none is followed."""
+        return self._mean is not None
+
+    def reserve(self) -> None:
+        """Make room for it.
+
+        Raises:
+            MemoryError: there is none.
+        """
+        parameters = self._parameters
+        try:
+            self._mean = torch.empty(parameters.n, dtype=self._dtype, device=parameters.device)
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            raise MemoryError(
+                f"weight_average: expected room for {parameters.n} weights of {self._dtype} on "
+                f"{parameters.device}, which it does not have"
+            ) from error
+        self._views = parameters.views(self._mean)
+
     def step(self, count: int) -> None:
         """The optimizer has taken so many steps, and one just now."""
         if count < self._next_sample:
@@ -138,15 +159,17 @@ class WeightAverage:
                 raise CheckpointError(
                     f"state['average']['mean']: expected ({n},) of {self._dtype}, or None"
                 )
-            self._allocate().copy_(mean)
+            self.reserve()
+            assert self._mean is not None
+            self._mean.copy_(mean)
             self._samples, self._next_sample = state["samples"], state["next_sample"]
         self._last_sample = state["last_sample"]
         self._next_look = state["next_look"]
         self._lead, self._looks = state["lead"], state["looks"]
 
     def _add(self, weight: float) -> None:
-        parameters = self._parameters
-        mean = self._allocate() if self._mean is None else self._mean
+        parameters, mean = self._parameters, self._mean
+        assert mean is not None
         if self._samples == 0:
             parameters.read_into_views(self._views)
         elif self._alike:
@@ -155,9 +178,3 @@ class WeightAverage:
             now = torch.empty_like(mean)
             parameters.read_into(now)
             mean.lerp_(now, weight)
-
-    def _allocate(self) -> Tensor:
-        parameters = self._parameters
-        self._mean = torch.empty(parameters.n, dtype=self._dtype, device=parameters.device)
-        self._views = parameters.views(self._mean)
-        return self._mean

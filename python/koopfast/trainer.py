@@ -302,10 +302,11 @@ class KoopmanTrainer(Engine):
 
         A rate that trains fast keeps the weights moving about where they would come to rest; their
         mean is nearer to it. Evaluate the network and save ``model.state_dict()`` in a ``with``
-        block of this; no optimizer step is allowed there, nor a checkpoint to resume from. At its
-        end weights and buffers become again what they were, bit for bit, also if others were loaded
-        meanwhile, and training goes on as if it had not been. After a jump the mean begins anew. Of
-        several processes all must come here.
+        block of this (to keep it in memory, copy it: its tensors are the model's own); no optimizer
+        step is allowed there, nor a checkpoint to resume from. At its end weights and buffers
+        become again what they were, bit for bit, also if others were loaded meanwhile, and training
+        goes on as if it had not been. After a jump the mean begins anew. Of several processes all
+        must come here.
 
         Args:
             probe: as for :meth:`after_step`; weights and mean are compared by it now. None takes
@@ -327,10 +328,11 @@ class KoopmanTrainer(Engine):
         polynomial-decay averaging of Shamir & Zhang (ICML 2013).
 
         Example:
+            >>> import copy
             >>> model = torch.nn.Linear(2, 1)
             >>> trainer = KoopmanTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
             >>> with trainer.averaged() as shown:
-            ...     weights = model.state_dict()
+            ...     weights = copy.deepcopy(model.state_dict())
             >>> shown  # nothing was trained yet
             False
         """
