@@ -339,9 +339,10 @@ def test_where_there_is_no_room_none_is_kept(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("not enough memory")
 
     average = WeightAverage(_vector()[1])
-    with monkeypatch.context() as patched, pytest.raises(MemoryError, match="room for 3 weights"):
+    with monkeypatch.context() as patched:
         patched.setattr(torch, "empty", full)
-        average.reserve()
+        with pytest.raises(MemoryError, match="room for 3 weights"):
+            average.reserve()
 
     def refuse(_: WeightAverage) -> None:
         raise MemoryError("no room")
