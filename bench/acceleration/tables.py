@@ -27,12 +27,14 @@ which it ends, over what the method needs until then, as median and quartiles ov
 from which the optimizer alone *learns nothing*, as it diverges or ends no lower than it began, have
 no such loss, and no part in the speed-ups. With minibatches, whose single losses jitter, the median
 of the last five of a run's hundred losses counts, at the end as on the way.
-KoopmanTrainer has its default settings throughout. The controls do at the moments of its jumps only
-one of the things that come with a jump: they forget the optimizer's state, or go to the mean of the
-last snapshots, or shorten the steps that it shortens; they stop when the budget is spent. *Chance
-alone* is the optimizer alone whose weights are moved after twelve steps, each by about a
-ten-thousandth of itself: what it gains or loses is luck. Rows differ in their number of seeds, and
-peers may have been trained from fewer than KoopmanTrainer and the controls.
+KoopmanTrainer has its default settings throughout and is scored at the weights that its
+`averaged()` shows: their mean where that was last seen to have the lower loss. *Last weights* are
+those of the same run without that. The controls do at the moments of its jumps only one of the
+things that come with a jump: they forget the optimizer's state, or go to the mean of the last
+snapshots, or shorten the steps that it shortens; they stop when the budget is spent, as last weights
+do. *Chance alone* is the optimizer alone whose weights are moved after twelve steps, each by about a
+ten-thousandth of itself: what it gains or loses is luck. Rows may differ in their number of seeds,
+and peers may have been trained from fewer than KoopmanTrainer and the controls.
 
 This program's sources have the fingerprint {code}. The last column of the first tables says which
 program trained a row, by its fingerprint or its commit: where that is another, an earlier trainer.
