@@ -31,8 +31,8 @@ KoopmanTrainer has its default settings throughout and is scored at the weights 
 `averaged()` shows: their mean where that was last seen to have the lower loss. *Last weights* are
 those of the same run without that. The controls do at the moments of its jumps only one of the
 things that come with a jump: they forget the optimizer's state, or go to the mean of the last
-snapshots, or shorten the steps that it shortens; they stop when the budget is spent, as last weights
-do. *Chance alone* is the optimizer alone whose weights are moved after twelve steps, each by about a
+snapshots, or shorten the steps that it shortens; these four stop when the budget is spent. *Chance
+alone* is the optimizer alone whose weights are moved after twelve steps, each by about a
 ten-thousandth of itself: what it gains or loses is luck. Rows may differ in their number of seeds,
 and peers may have been trained from fewer than KoopmanTrainer and the controls.
 
