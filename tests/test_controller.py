@@ -407,6 +407,20 @@ def test_the_clock_allows_what_jumps_have_saved() -> None:
     assert pauses == {0.0: 375, 15.0: 75, 24.0: 0}
 
 
+@pytest.mark.clock
+@pytest.mark.parametrize(
+    ("looking", "gained", "pause"),
+    [(0.0, 0.0, 375), (0.02, 0.0, 709), (0.5, -1.0, 875), (0.02, 1.0, 375)],
+)
+def test_looking_on_counts_as_long_as_jumps_have_saved_nothing(
+    looking: float, gained: float, pause: int
+) -> None:
+    controller = Controller(WINDOW)
+    controller._s.gained = gained
+    controller.clock(spent=2.0, trained=8.0, steps=100, share=0.05, looking=looking)
+    assert controller.pause == pause
+
+
 def test_a_loss_that_is_no_number_is_only_watched() -> None:
     controller = Controller(WINDOW)
     controller.step()

@@ -46,8 +46,6 @@ __all__ = ["WRITTEN", "Engine"]
 
 # What broke a window: a rate that changed, weights that somebody wrote.
 _RATE, WRITTEN = 1, 2
-# Share of the overhead that is left for work, however long it takes to look on.
-_LEAST_SHARE = 0.5
 # Steps at the end of a window that are compared with each other.
 _MEASURED = 2
 
@@ -387,14 +385,10 @@ class Engine:
         """Let the controller pause where jumps took more time than they may."""
         controller.pause = 0
         if self.config.overhead is not None:
-            clock, overhead = self._clock, self.config.overhead
-            share = overhead
-            if controller.gained <= 0:
-                # Looking on takes its part, which no pause would save; of short steps, all of it.
-                share = max(_LEAST_SHARE * overhead, overhead - clock.idle_share)
-            numbers = (clock.spent, clock.trained, clock.steps, share)
-            spent, trained, steps, share = self._team.of_first(numbers)
-            controller.clock(spent, trained, int(steps), share)
+            clock = self._clock
+            numbers = (clock.spent, clock.trained, clock.steps, clock.idle_share)
+            spent, trained, steps, looking = self._team.of_first(numbers)
+            controller.clock(spent, trained, int(steps), self.config.overhead, looking)
 
     @property
     def _schedule(self) -> Schedule | None:

@@ -46,6 +46,7 @@ _LEAST_RATE = 0.02  # of progress; slower than that is standing still
 _MOST_CHANGE = 3.0  # times the rate so far: more is the recovery from a rise, not progress
 _SURE = 2.0  # standard errors
 _GRACE_SECONDS = 0.1
+_LEAST_SHARE = 0.5  # of the overhead, that is left for work however long it takes to look on
 
 
 def fall(before: float, after: float) -> float:
@@ -354,21 +355,28 @@ class Controller:
         s.jumped, s.daring = treatment, self._dares
         return treatment
 
-    def clock(self, spent: float, trained: float, steps: int, share: float) -> None:
+    def clock(
+        self, spent: float, trained: float, steps: int, share: float, looking: float = 0.0
+    ) -> None:
         """Set ``pause`` if more seconds were ``spent`` than may be.
 
-        That is a ``share`` of all time and what jumps have saved, at the pace of ordinary steps.
-        The first tenth of a second is free. A pause lasts until there is time for another attempt:
-        windows that end in the next pause would take theirs for nothing.
+        That is a ``share`` of all time and what jumps have saved, at the pace of ordinary steps. As
+        long as they have saved nothing, looking on, which no pause would save, takes its part of
+        that share, of short steps half of it. The first tenth of a second is free. A pause lasts
+        until there is time for another attempt: windows that end in the next pause would take
+        theirs for nothing.
 
         Args:
             spent: seconds in recording, fitting, predicting and probing.
             trained: seconds of training beside that.
             steps: optimizer steps in that time.
             share: of the whole time that may be spent in vain.
+            looking: share of a step that it takes to look on.
         """
         if spent <= _GRACE_SECONDS or steps == 0 or trained <= 0:
             return
+        if self.gained <= 0:
+            share = max(_LEAST_SHARE * share, share - looking)
         saved = max(0.0, self._s.credit) * trained / steps
         missing = (spent - saved) / share - (spent + trained)
         if missing > 0:
