@@ -106,7 +106,7 @@ def save_picture(results: Sequence[TaskResult], path: Path) -> Path:
     columns = max(len(result.races) for result in results)
     figure = new_figure(4.0 * columns, 3.3 * rows + 0.5)
     figure.suptitle(
-        "koopfast: the same training with and without Koopman jumps",
+        "koopfast: the same training with it and without",
         x=0.012, ha="left", fontsize=14, fontweight="bold",
     )  # fmt: skip
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]

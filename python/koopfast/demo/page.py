@@ -54,7 +54,7 @@ def demo_page(
     """Headline figures, then for each task its runs, its stretch and its jumps."""
     optimizers = [race.optimizer for race in results[0].races]
     return Page(
-        title="Training with and without Koopman jumps",
+        title="Training with koopfast and without",
         lede=(
             f"{' and '.join(r.task.title for r in results)}: each trained with "
             f"{', '.join(optimizers[:-1])} and {optimizers[-1]}, twice from the same initial "
