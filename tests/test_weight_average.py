@@ -148,6 +148,24 @@ def test_where_noise_is_the_limit_the_mean_is_shown_and_is_better() -> None:
     assert "averaged()" in trainer.history.summary()
 
 
+def test_the_mean_lies_where_the_weights_lie(device: torch.device) -> None:
+    weights = nn.Parameter(torch.zeros(4, device=device))
+    vector = ParameterVector([("weights", weights)])
+    average = WeightAverage(vector)
+    average.reserve()
+    for step in range(1, 41):
+        with torch.no_grad():
+            weights.fill_(float(step % 2))
+        average.step(step)
+    assert average.mean is not None
+    assert average.mean.device.type == device.type
+    assert average.mean.cpu().tolist() == pytest.approx([0.4] * 4, abs=0.1)
+    other = WeightAverage(vector)
+    other.load_state_dict(average.state_dict())
+    assert other.mean is not None
+    assert torch.equal(other.mean.cpu(), average.mean.cpu())
+
+
 def test_where_weights_drift_they_are_shown_themselves() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
