@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cases
@@ -287,8 +287,12 @@ def problems(draw):
     return m, n, blocks, draw(st.integers(0, 99)), dtype, options
 
 
+_TIE = {"observables": "state", "rank": "auto", "delays": 1, "unstable": "clip"}
+
+
 @settings(max_examples=150, deadline=None)
 @given(problems(), st.sampled_from(METHODS))
+@example((4, 9, 4, 1, torch.float64, _TIE), "gram")
 def test_native_agrees_with_the_twin(problem, method):
     m, n, blocks, seed, dtype, options = problem
     snapshots = cases.random_walk(m, n, dtype, seed)
@@ -302,8 +306,15 @@ def test_native_agrees_with_the_twin(problem, method):
         segments = partition.block(b)
         states = _reference.gather(snapshots, segments)
         twin = _reference.fit_block(states, tolerance=1e-4, **options)
+        error, rank = float(operator.hindcast_error[b]), int(operator.rank[b])
+        if rank != twin.rank and 0 in (rank, twin.rank):
+            # Only where the hindcast is as good as standing still may rounding decide.
+            assert options["rank"] == "auto"
+            assert error == pytest.approx(1, abs=1e-12)
+            assert twin.hindcast_error == pytest.approx(1, abs=1e-12)
+            continue
         assert int(operator.status[b]) == twin.status
-        assert int(operator.rank[b]) == twin.rank
+        assert rank == twin.rank
         assert str(float(operator.trusted_horizon[b])) == str(twin.trusted_horizon)  # NaN or equal
         assert_same_spectrum(operator.eigenvalues_of(b), twin.eigenvalues, tolerance=1e-4)
         expected = _reference.predict_block(twin, horizons)
