@@ -42,10 +42,10 @@ from koopfast.moments import MomentBuffer
 from koopfast.operator import KoopmanOperator
 from koopfast.snapshots import SnapshotBuffer
 
-__all__ = ["WRITTEN", "Engine"]
+__all__ = ["Engine"]
 
 # What broke a window: a rate that changed, weights that somebody wrote.
-_RATE, WRITTEN = 1, 2
+_RATE, _WRITTEN = 1, 2
 # Steps at the end of a window that are compared with each other.
 _MEASURED = 2
 
@@ -120,7 +120,7 @@ class Engine:
         self._clock.enter(working=recording)
         try:
             if self._weight_watch.compare():
-                self._break(WRITTEN)
+                self._break(_WRITTEN)
             controller, relaxation = self._controller, self._relaxation
             if controller is not None:
                 relaxation.part = controller.part if self._enabled else 1.0
@@ -143,10 +143,8 @@ class Engine:
         """Do ``work``; should it fail, restart the window and put autograd's mode back."""
         with_gradients = torch.is_grad_enabled()
         try:
-            if torch.is_inference_mode_enabled():  # its tensors could not be written to outside
-                with torch.inference_mode(False):
-                    return work()
-            return work()
+            with _outside_inference():
+                return work()
         except ParameterChangedError as error:
             self._restart_window()
             step = self.history.counters.optimizer_steps
@@ -295,12 +293,9 @@ class Engine:
         """The mean of the weights in the model, if it leads; then all is as before."""
         self._refuse_reentry()
         with _outside_inference():
-            self._team.prepare()
-            self._parameters.check_unchanged(self._model)
-            if not self._step_watch.began and self._weight_watch.compare():
-                self._break(WRITTEN)
-            self._split_where_broken()
             savepoint = self._savepoint()
+            self._parameters.check_unchanged(self._model)
+            self._split_where_written()
         shown = False
         try:
             self._jumping = True
@@ -662,16 +657,22 @@ class Engine:
         if self._team.size == 1:
             self._split(cause)
 
+    def _split_where_written(self) -> None:
+        """Between two steps: begin anew if weights were written since the last one."""
+        if not self._step_watch.began and self._weight_watch.compare():
+            self._break(_WRITTEN)
+        self._split_where_broken()
+
     def _split_where_broken(self) -> bool:
         """Begin anew if any process saw the window break; True if so."""
-        seen = WRITTEN if self._weight_watch.broken() else self._broken
+        seen = _WRITTEN if self._weight_watch.broken() else self._broken
         cause = self._team.highest(seen)
         if cause:
             self._split(cause)
         return cause > 0
 
     def _split(self, cause: int) -> None:
-        if cause == WRITTEN:
+        if cause == _WRITTEN:
             self._split_at_write()
         else:
             self._split_window()

@@ -318,6 +318,7 @@ class Controller:
     def worth(self, before: float, after: float) -> bool:
         """Whether a loss this much lower is worth a jump.
 
+        A jump must gain more than the mean of the weights of late does, which it ends. This beside:
         Where the optimizer has a state, which is of the weights left behind, the jump must gain
         more than a share of what the next window brings without it, at the lower of the rates that
         the last stretch and all had. Where the account could not bear what the jump may lose in

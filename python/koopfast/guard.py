@@ -127,18 +127,13 @@ class Guard:
 
         That of weights that are not finite is NaN. Errors as :meth:`judge`.
         """
-        try:
-            timed = _Timed(self, probe)
-            looks = [timed.look(savepoint)]
-            for weights in rows:
-                if _is_finite(parameters, weights):
-                    parameters.write(weights, backup=False)
-                    looks.append(timed.look(savepoint, moved=True))
-                else:
-                    looks.append(Look(math.nan, ()))
-            return looks
-        finally:
-            savepoint.restore()
+        looks = [self.look(savepoint, probe)]
+        for weights in rows:
+            if _is_finite(parameters, weights):
+                looks.append(self.look_at(parameters, weights, savepoint, probe))
+            else:
+                looks.append(Look(math.nan, ()))
+        return looks
 
     def judge(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from koopfast import _attach, _optimizer_checkpoint, _training_loop
-from koopfast._engine import WRITTEN, Engine
+from koopfast._engine import Engine
 from koopfast._files import check_file_name, jsonable, write_whole
 from koopfast._team import ProcessGroup, local, portable
 from koopfast.config import KoopmanConfig
@@ -260,9 +260,7 @@ class KoopmanTrainer(Engine):
         probe = probe if probe is not None else self._hook_probe
         if probe is None and self.config.guard == "probe":
             raise ConfigError('probe: guard="probe" needs a callable that returns the loss')
-        if not self._step_watch.began and self._weight_watch.compare():
-            self._break(WRITTEN)
-        self._split_where_broken()
+        self._split_where_written()
         least = self.config.least_snapshots
         if self._snapshots.count < least:
             raise ConfigError(

@@ -6,7 +6,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Task(ABC):
     title: str
     description: str
     steps: int
-    stretch: Mapping[str, Any] = MappingProxyType({})
+    stretch: Mapping[str, Any] = {}
     score_label: str
     outcome_label: str
 
@@ -137,7 +136,7 @@ class DigitsTask(Task):
     outcome_label = "test accuracy"
     # Minibatches make every step noisy, so a snapshot is the mean over 20 of them, and a window of
     # 30 snapshots one pass through the 60,000 digits.
-    stretch: Mapping[str, Any] = MappingProxyType({"average": True, "stride": 20, "window": 30})
+    stretch: Mapping[str, Any] = {"average": True, "stride": 20, "window": 30}
 
     def __init__(
         self,
