@@ -466,7 +466,7 @@ def fsdp_averaged(alone: bool = False) -> Any:
 
 def averaged(model: nn.Module) -> Any:
     """Noisy training without jumps, the mean of its weights, and one that a checkpoint gives."""
-    training = Training(model, batch(), window="auto", stride="auto", cooldown=10**6)
+    training = Training(model, batch(), window="auto", stride="auto")
     trainer, target = training.trainer, training.y
     generator = torch.Generator().manual_seed(2)
     for _ in range(60):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +27,6 @@ class Koopman(Method):
         super().__init__(task, seed, make_optimizer)
         self.trainer = koopfast.KoopmanTrainer(self.model, self.optimizer, **self.overrides)
         self.parts: list[float] = []  # share of each step that was gone
-        self._shown = task.build(seed)
 
     def advance(self) -> None:
         # Since the last step the other runs of the race had their turns.
@@ -44,8 +44,7 @@ class Koopman(Method):
 
     def scored(self) -> nn.Module:
         with self.trainer.averaged():
-            self._shown.load_state_dict(self.model.state_dict())
-        return self._shown
+            return copy.deepcopy(self.model)
 
 
 class Chance(Plain):
